@@ -1,0 +1,3 @@
+module ambitmesh.dev/ambit/lab
+
+go 1.26
