@@ -1,0 +1,99 @@
+# Ambit. `make lab` brings real clusters up on this machine; `make test` runs everything. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VERSION  ?= 2.12.0
+LDFLAGS  := -s -w -X ambitmesh.dev/ambit/internal/version.Version=$(VERSION)
+BIN      := $(CURDIR)/bin
+TOOLS    := $(BIN)/tools
+LAB      := $(BIN)/lab
+STATE    ?= $(CURDIR)/.lab
+# Modules of this repository, each with its own go.mod, so that the product's stays lean.
+MODULES  := . lab lab/kube lab/istio tools
+# LAB_CLUSTERS=n is the number of workload clusters (default 4, the last one unregistered).
+LAB_UP   := --state $(STATE) $(if $(LAB_CLUSTERS),--clusters $(LAB_CLUSTERS)) $(LAB_FLAGS)
+export CGO_ENABLED := 0
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+## ---- try it -------------------------------------------------------------------------------------------------------
+
+.PHONY: lab lab-down lab-status build
+lab: build ## bring the lab up: a management cluster and workload clusters with real API servers and real istiods
+	@$(LAB) up $(LAB_UP)
+
+lab-down: $(LAB) ## take the lab down; leaves nothing behind but the cache of built binaries
+	@$(LAB) down --state $(STATE)
+
+lab-status: $(LAB) ## health and memory of every process of the lab
+	@$(LAB) status --state $(STATE)
+
+.PHONY: $(LAB)
+$(LAB):
+	@cd lab && go build -trimpath -o $(LAB) ./cmd/lab
+
+build: $(LAB) ## build the programs into bin/
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ ./cmd/...
+
+## ---- check it -----------------------------------------------------------------------------------------------------
+
+.PHONY: test unit lab-test e2e bench lint verify golden fuzz
+test: ## everything: verify, unit, lab and end-to-end tests, side by side where they don't disturb each other
+	@hack/test.sh
+
+unit: assets ## the product's own tests, on a real API server where they need one
+	@KUBEBUILDER_ASSETS=$$($(LABBUILD) assets) go test ./api/... ./charts/... ./cmd/... ./internal/... ./test/kubetest/...
+
+LABBUILD := $(BIN)/labbuild
+.PHONY: $(LABBUILD) assets lab-binaries
+$(LABBUILD):
+	@cd lab && go build -trimpath -o $(LABBUILD) ./cmd/labbuild
+assets: $(LABBUILD) ## kube-apiserver, etcd and kubectl, built from Go modules once
+	@$(LABBUILD) assets >/dev/null
+lab-binaries: $(LABBUILD) ## everything the lab runs, built from Go modules once
+	@$(LABBUILD) all >/dev/null
+
+lab-test: lab-binaries ## the lab's own tests
+	@cd lab && go test ./...
+	@cd lab/kube && go vet ./...
+	@cd lab/istio && go vet ./...
+
+e2e: build lab-binaries ## numbered scenarios against the whole lab
+	@go test -count=1 -timeout 30m ./test/e2e/...
+
+bench: build lab-binaries ## figures: enrolment, register to Connected, memory, status writes
+	@hack/bench.sh
+
+golden: ## rewrite golden files from what the code does now
+	@UPDATE=1 go test ./internal/translate/... ./charts/...
+
+fuzz: ## every fuzz target for FUZZTIME (default 20s) each
+	@hack/fuzz.sh $${FUZZTIME:-20s}
+
+## ---- keep it ------------------------------------------------------------------------------------------------------
+
+.PHONY: tools generate tidy vuln
+tools: ## build the pinned tools
+	@cd tools && go build -trimpath -o $(TOOLS)/ github.com/golangci/golangci-lint/v2/cmd/golangci-lint golang.org/x/vuln/cmd/govulncheck \
+	  google.golang.org/grpc/cmd/protoc-gen-go-grpc google.golang.org/protobuf/cmd/protoc-gen-go \
+	  sigs.k8s.io/controller-tools/cmd/controller-gen ./protogen
+
+generate: tools ## regenerate Go from .proto, deepcopy code and CRDs
+	@$(TOOLS)/protogen api $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc
+	@$(TOOLS)/controller-gen object paths=./api/...
+	@hack/crds.sh $(TOOLS)/controller-gen
+
+lint: tools ## golangci-lint over every module
+	@hack/lint.sh $(TOOLS)/golangci-lint
+
+tidy: ## go mod tidy everywhere
+	@for m in $(MODULES); do (cd $$m && go mod tidy) || exit 1; done
+
+verify: ## generated code, CRDs and go.mod files are up to date, and lint is clean
+	@hack/verify.sh
+
+vuln: tools ## known vulnerabilities in what ships
+	@$(TOOLS)/govulncheck ./cmd/...

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Everything, side by side: lint and generation checks run while the lab's binaries are built and the unit tests run;
+# the end-to-end scenarios, which measure time, run last and alone. Each job's output is printed whole when it ends.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"; kill $(jobs -p) 2>/dev/null' EXIT
+declare -A pid
+start() { local name=$1; shift; ( time "$@" ) >"$logs/$name" 2>&1 & pid[$name]=$!; }
+failed=()
+finish() {
+  local name=$1
+  if wait "${pid[$name]}"; then echo "== $name: ok"; else echo "== $name: FAILED"; failed+=("$name"); fi
+  cat "$logs/$name"
+}
+progress() { while sleep 60; do echo "   ... $(date +%H:%M:%S) still running: $(for n in "${!pid[@]}"; do kill -0 "${pid[$n]}" 2>/dev/null && printf '%s ' "$n"; done)"; done; }
+progress & watcher=$!
+
+echo "== binaries of the lab (built once per version, then cached)"
+make --no-print-directory lab-binaries || { echo "== binaries of the lab: FAILED"; kill $watcher; exit 1; }
+start verify make --no-print-directory verify
+finish verify
+start unit make --no-print-directory unit
+start lab-test make --no-print-directory lab-test
+finish unit
+finish lab-test
+start e2e make --no-print-directory e2e
+finish e2e
+kill $watcher 2>/dev/null
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "== FAILED: ${failed[*]}"
+  exit 1
+fi
+echo "== all suites passed: verify unit lab-test e2e"
