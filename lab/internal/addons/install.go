@@ -1,0 +1,151 @@
+package addons
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+var (
+	deployments = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
+	gateways    = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
+	crds        = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+)
+
+// readyTimeout bounds the wait for each part of a cluster.
+const readyTimeout = 3 * time.Minute
+
+// Cluster is a workload cluster to install on.
+type Cluster struct {
+	Name       string
+	Kubeconfig string // reaches the API server from where Install runs
+}
+
+// Step is a finished part of an installation.
+type Step struct {
+	Cluster string
+	What    string
+	Took    time.Duration
+}
+
+// Installer has everything that is the same for all clusters.
+type Installer struct {
+	src  Sources
+	crds []*unstructured.Unstructured
+}
+
+// New reads the CRDs; they are decoded once for all clusters.
+func New(src Sources) (*Installer, error) {
+	crds, err := CRDs(src)
+	if err != nil {
+		return nil, err
+	}
+	return &Installer{src: src, crds: crds}, nil
+}
+
+// Install makes a cluster ready and returns when istiod is available, the
+// east-west gateway is programmed and the demo applications are available.
+// It can be repeated.
+func (in *Installer) Install(ctx context.Context, cl Cluster, done func(Step)) error {
+	c, err := newClient(cl.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("cluster %q: %w", cl.Name, err)
+	}
+	start := time.Now()
+	step := func(what string) { done(Step{Cluster: cl.Name, What: what, Took: time.Since(start)}) }
+	if err := in.apply(ctx, c, cl.Name); err != nil {
+		return fmt.Errorf("cluster %q: %w", cl.Name, err)
+	}
+	step("objects applied")
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		if err := c.ready(ctx, deployments, IstioNamespace, IstiodDeployment, available); err != nil {
+			return err
+		}
+		step("istiod ready")
+		if err := c.ready(ctx, gateways, EastWestNamespace, EastWestGateway, programmed); err != nil {
+			return err
+		}
+		if err := c.ready(ctx, deployments, EastWestNamespace, EastWestGateway, available); err != nil {
+			return err
+		}
+		step("east-west gateway programmed")
+		return nil
+	})
+	for _, ns := range demo() {
+		for _, a := range ns.Apps {
+			g.Go(func() error { return c.ready(ctx, deployments, ns.Name, a.Deployment, available) })
+		}
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("cluster %q: %w", cl.Name, err)
+	}
+	step("ready")
+	return nil
+}
+
+// apply sends everything: what needs no CRD at the same time as the CRDs, the
+// Gateways when their kind is served.
+func (in *Installer) apply(ctx context.Context, c *client, cluster string) error {
+	istiod, err := Istiod(in.src, cluster)
+	if err != nil {
+		return err
+	}
+	demo, err := Demo(cluster)
+	if err != nil {
+		return err
+	}
+	eastWest, err := EastWest(cluster)
+	if err != nil {
+		return err
+	}
+	namespaces, rest := split(append(append(istiod, demo...), eastWest...), func(o *unstructured.Unstructured) bool {
+		return o.GetKind() == "Namespace"
+	})
+	gatewayAPI, rest := split(rest, func(o *unstructured.Unstructured) bool {
+		return o.GroupVersionKind().Group == gateways.Group
+	})
+	if err := c.apply(ctx, append(namespaces, IstioSystem(cluster))); err != nil {
+		return err
+	}
+	// istiod's Pod starts while the CRDs are still being made: it waits for the
+	// ones it needs.
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.create(gctx, in.crds) })
+	g.Go(func() error { return c.apply(gctx, rest) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, name := range []string{"gateways", "gatewayclasses"} {
+		established := func(o *unstructured.Unstructured) (bool, string) { return condition(o, "Established") }
+		if err := c.ready(ctx, crds, "", name+"."+gateways.Group, established); err != nil {
+			return err
+		}
+	}
+	return c.apply(ctx, gatewayAPI)
+}
+
+// ready waits for one object, for at most readyTimeout.
+func (c *client) ready(ctx context.Context, gvr schema.GroupVersionResource, ns, name string,
+	done func(*unstructured.Unstructured) (bool, string),
+) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readyTimeout, fmt.Errorf("not ready after %s", readyTimeout))
+	defer cancel()
+	return c.await(ctx, gvr, ns, name, done)
+}
+
+// split parts objects into those that match and the others, keeping the order.
+func split(objs []*unstructured.Unstructured, match func(*unstructured.Unstructured) bool) (yes, no []*unstructured.Unstructured) {
+	for _, o := range objs {
+		if match(o) {
+			yes = append(yes, o)
+		} else {
+			no = append(no, o)
+		}
+	}
+	return yes, no
+}
