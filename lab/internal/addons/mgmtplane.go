@@ -1,0 +1,96 @@
+package addons
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// ManagementPlane installs the product with its own CLI, as a person would:
+// the lab adds nothing to it.
+type ManagementPlane struct {
+	Bin        string   // folder with meshctl and the images of the product
+	Kubeconfig string   // contexts named as the clusters, reachable from here
+	Mgmt       string   // context of the management cluster
+	Clusters   []string // to register
+	LogDir     string
+}
+
+// ProductImages are the programs of the product that run as Pods; a program
+// that does not exist yet is left out.
+func ProductImages() []string {
+	return []string{"gloo-mesh-mgmt-server", "gloo-mesh-agent", "gloo-mesh-ui"}
+}
+
+// meshctlTimeout bounds one command.
+const meshctlTimeout = 2 * time.Minute
+
+// installArgs and registerArgs are the commands, in the product's own words.
+func (p ManagementPlane) installArgs() []string {
+	return []string{
+		"install", "--kubecontext", p.Mgmt,
+		"--set", "glooMgmtServer.serviceType=LoadBalancer",
+	}
+}
+
+func (p ManagementPlane) registerArgs(cluster string) []string {
+	return []string{"cluster", "register", cluster, "--mgmt-context", p.Mgmt, "--remote-context", cluster}
+}
+
+// Built reports whether there is a meshctl.
+func (p ManagementPlane) Built() bool {
+	_, err := os.Stat(filepath.Join(p.Bin, "meshctl"))
+	return err == nil
+}
+
+// Install installs the management server, then registers the clusters side by
+// side.
+func (p ManagementPlane) Install(ctx context.Context, done func(Step)) error {
+	start := time.Now()
+	if err := p.meshctl(ctx, "meshctl-install", p.installArgs()); err != nil {
+		return err
+	}
+	done(Step{Cluster: p.Mgmt, What: "management plane installed", Took: time.Since(start)})
+	g, ctx := errgroup.WithContext(ctx)
+	for _, cluster := range p.Clusters {
+		g.Go(func() error {
+			start := time.Now()
+			if err := p.meshctl(ctx, "meshctl-register-"+cluster, p.registerArgs(cluster)); err != nil {
+				return err
+			}
+			done(Step{Cluster: cluster, What: "registered", Took: time.Since(start)})
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// meshctl runs one command; its output is kept in a log and, when it fails,
+// its last lines are in the error.
+func (p ManagementPlane) meshctl(ctx context.Context, log string, args []string) error {
+	ctx, cancel := context.WithTimeout(ctx, meshctlTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(p.Bin, "meshctl"), append([]string{"--kubeconfig", p.Kubeconfig}, args...)...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+p.Kubeconfig, "HOME="+p.LogDir, "NO_PROXY=*", "no_proxy=*")
+	out, err := cmd.CombinedOutput()
+	file := filepath.Join(p.LogDir, log+".log")
+	if werr := os.WriteFile(file, out, 0o644); werr != nil && err == nil {
+		return fmt.Errorf("log of meshctl: %w", werr)
+	}
+	if err != nil {
+		return fmt.Errorf("meshctl %s: %w\n%s\n(all of it: %s)", strings.Join(args, " "), err, tail(string(out), 10), file)
+	}
+	return nil
+}
+
+// tail returns the last n lines.
+func tail(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
