@@ -47,6 +47,9 @@ func newClient(kubeconfig string) (*client, error) {
 // kind, which is right for every kind applied here and saves a discovery.
 func (c *client) resource(o *unstructured.Unstructured) dynamic.ResourceInterface {
 	gvr, _ := meta.UnsafeGuessKindToResource(o.GroupVersionKind())
+	if o.GetKind() == "Gateway" { // the guess is "gatewaies"
+		gvr = gateways
+	}
 	if ns := o.GetNamespace(); ns != "" {
 		return c.dyn.Resource(gvr).Namespace(ns)
 	}
