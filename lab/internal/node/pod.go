@@ -29,7 +29,7 @@ type pod struct {
 	volumes *volume.Set
 
 	// configChanged fires when a Secret, ConfigMap or the Pod itself has changed.
-	configChanged signal
+	configChanged broadcast
 	dirty         chan struct{} // capacity 1: the status wants to be reported
 	end           context.CancelFunc
 	ended         chan struct{}

@@ -148,13 +148,13 @@ func (p *pod) volumeMounts(api *corev1.Pod, c *corev1.Container, expand func(str
 	return out, nil
 }
 
-// signal is a broadcast: wait returns a channel that the next fire closes. The zero value works.
-type signal struct {
+// broadcast wakes all that wait: wait returns a channel that the next fire closes. The zero value works.
+type broadcast struct {
 	mu sync.Mutex
 	c  chan struct{}
 }
 
-func (s *signal) wait() <-chan struct{} {
+func (s *broadcast) wait() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.c == nil {
@@ -163,7 +163,7 @@ func (s *signal) wait() <-chan struct{} {
 	return s.c
 }
 
-func (s *signal) fire() {
+func (s *broadcast) fire() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.c != nil {

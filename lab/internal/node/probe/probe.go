@@ -55,11 +55,12 @@ const (
 	Liveness  Kind = "Liveness"
 )
 
-// An unready container is asked this often for this long after its start, whatever the period of its readiness probe: in a
-// lab people wait for it. It can't change the outcome, since failures of a readiness probe count only once it has passed.
+// An unready container is asked more often at first, whatever the period of its readiness probe: in a lab people wait for
+// it. It can't change the outcome, since failures of a readiness probe count only once it has passed.
 const (
-	eagerPeriod = 250 * time.Millisecond
-	eagerFor    = 30 * time.Second
+	eagerFirst = 20 * time.Millisecond
+	eagerMax   = 500 * time.Millisecond // reached by doubling
+	eagerFor   = 30 * time.Second
 )
 
 // Check asks once; output explains a failure.
@@ -76,7 +77,7 @@ func Run(ctx context.Context, kind Kind, p *corev1.Probe, check Check, report Re
 	if !sleep(ctx, time.Duration(p.InitialDelaySeconds)*time.Second) {
 		return
 	}
-	began := time.Now()
+	began, eager := time.Now(), eagerFirst
 	for {
 		asking, cancel := context.WithTimeout(ctx, timeout)
 		ok, output := check(asking)
@@ -90,7 +91,8 @@ func Run(ctx context.Context, kind Kind, p *corev1.Probe, check Check, report Re
 		}
 		wait := period
 		if kind == Readiness && !t.Healthy && time.Since(began) < eagerFor {
-			wait = min(wait, eagerPeriod)
+			wait = min(wait, eager)
+			eager = min(2*eager, eagerMax)
 		}
 		if !sleep(ctx, wait) {
 			return

@@ -71,10 +71,11 @@ func Exec(p *Process, spec ExecSpec, files ExecFiles) (*Process, error) {
 		Stdout: files.Stdout,
 		Stderr: files.Stderr,
 		SysProcAttr: &syscall.SysProcAttr{
-			Setsid:    true,
-			Pdeathsig: syscall.SIGKILL,
-			Setctty:   spec.TTY,
-			Ctty:      0,
+			// No Pdeathsig here: the Go runtime would take the parent, which the child's pid namespace does not show, for
+			// dead already. The init process asks for it itself.
+			Setsid:  true,
+			Setctty: spec.TTY,
+			Ctty:    0,
 		},
 	}
 	return launch(cmd, spec, extra, func(start func() error) error {

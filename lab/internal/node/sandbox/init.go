@@ -72,13 +72,17 @@ func becomeContainer() error {
 	if err := os.Chdir(s.Dir); err != nil {
 		return fmt.Errorf("working directory: %w", err)
 	}
-	if err := unix.Exec(s.BinaryPath, s.Args, s.Env); err != nil {
-		return fmt.Errorf("exec %s: %w", s.BinaryPath, err)
+	err := unix.Exec(s.BinaryPath, s.Args, s.Env)
+	if errors.Is(err, unix.ENOENT) { // the file is there: what is missing is its loader
+		return fmt.Errorf("exec %s: %w (is the program linked statically?)", s.BinaryPath, err)
 	}
-	return nil
+	return fmt.Errorf("exec %s: %w", s.BinaryPath, err)
 }
 
 func becomeExec() error {
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("parent-death signal: %w", err)
+	}
 	var s ExecSpec
 	if err := readSpec(&s); err != nil {
 		return err
