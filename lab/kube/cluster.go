@@ -7,20 +7,17 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
+	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
-	utilfeature "k8s.io/apiserver/pkg/util/feature"
-
 	utilcompatibility "k8s.io/apiserver/pkg/util/compatibility"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/rest"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/component-base/compatibility"
-	"k8s.io/component-base/configz"
 	"k8s.io/klog/v2"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	apiserveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -28,8 +25,6 @@ import (
 	controllermanageroptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
 	scheduleroptions "k8s.io/kubernetes/cmd/kube-scheduler/app/options"
-
-	"github.com/spf13/pflag"
 )
 
 const (
@@ -37,6 +32,8 @@ const (
 	startTimeout = 2 * time.Minute
 	// schedulerConfigz is the name the scheduler registers its configuration by.
 	schedulerConfigz = "componentconfig"
+	// controllerManagerInformers is the name of the controller manager's informers.
+	controllerManagerInformers = "kube-controller-manager"
 )
 
 // component is a running part of a control plane.
@@ -50,8 +47,7 @@ type component struct {
 // runClusters starts the control planes one after the other and runs them until
 // ctx ends or one component returns. Then it stops all, in the reverse of the
 // order of their start, and returns the error of the first that failed, with
-// the component's name. Starting one at a time is needed: Kubernetes keeps
-// several registries (configz, metrics) per process.
+// the component's name. They must start one at a time: see registry.go.
 func runClusters(ctx context.Context, cfg config) (err error) {
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
 	var running []*component
@@ -118,6 +114,9 @@ func startCluster(ctx context.Context, cl clusterConfig, start func(cluster, nam
 		if err := awaitConfigz(ctx, c, controllermanager.ConfigzName); err != nil {
 			return err
 		}
+		if err := awaitInformerName(ctx, c, controllerManagerInformers); err != nil {
+			return err
+		}
 	}
 	if len(cl.Scheduler) > 0 {
 		c := start(cl.Name, "kube-scheduler", func(ctx context.Context) error { return runScheduler(ctx, cl.Scheduler) })
@@ -148,21 +147,6 @@ func await(ctx context.Context, c *component, ok func() bool) error {
 			return context.Cause(ctx)
 		}
 	}
-}
-
-// awaitConfigz waits until a component has registered its configuration, and
-// takes the registration away again: the registry is per process, refuses a
-// second entry of the same name, and nothing here serves it.
-func awaitConfigz(ctx context.Context, c *component, name string) error {
-	mux := http.NewServeMux()
-	configz.InstallHandler(mux)
-	err := await(ctx, c, func() bool {
-		rec := httptest.NewRecorder()
-		mux.ServeHTTP(rec, httptest.NewRequestWithContext(ctx, http.MethodGet, configz.DefaultConfigzPath, nil))
-		return strings.Contains(rec.Body.String(), strconv.Quote(name)+":")
-	})
-	configz.Delete(name)
-	return err
 }
 
 // readyz asks an API server of this very process, so the certificate needs no
