@@ -23,6 +23,18 @@ const (
 	stateEnv = "AMBIT_CONTROL_TEST_STATE"
 )
 
+const statefulSet = `
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db, namespace: shop}
+spec:
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec: {containers: [{name: db, image: "example.com/db:1"}]}
+`
+
 // TestControlPlanes runs real control planes: two clusters with a process each, the
 // same two in one process, and one that can't start.
 func TestControlPlanes(t *testing.T) {
@@ -60,7 +72,11 @@ func TestInsideOneProcess(t *testing.T) {
 	l.waitReady()
 	t.Logf("etcd and 2 clusters in 1 process: ready after %.1fs", time.Since(began).Seconds())
 	l.exercise()
+	l.separate()
 	l.person()
+	for _, c := range l.clusters {
+		l.kubelet(c)
+	}
 	l.logMemory()
 	l.stopAll()
 
@@ -192,8 +208,12 @@ func (l *lab) exercise() {
 		l.kubectl(c, "create", "namespace", "kept")
 		l.kubectl(c, "create", "namespace", "shop")
 		l.kubectl(c, "-n", "shop", "create", "deployment", "web", "--image=example.com/web:1", "--replicas=2")
-		l.eventually(c, "Pending Pending", "-n", "shop", "get", "pods", "-o", "jsonpath={.items[*].status.phase}")
-		l.eventually(c, "Unschedulable Unschedulable", "-n", "shop", "get", "pods", "-o", "jsonpath={.items[*].status.conditions[?(@.type=='PodScheduled')].reason}")
+		l.kubectl(c, "-n", "shop", "create", "job", "once", "--image=example.com/once:1")
+		l.apply(c, statefulSet)
+		// Two Pods of the Deployment, one each of the Job and the StatefulSet; no node to run them.
+		l.eventually(c, "Pending Pending Pending Pending", "-n", "shop", "get", "pods", "-o", "jsonpath={.items[*].status.phase}")
+		l.eventually(c, "Unschedulable Unschedulable Unschedulable Unschedulable", "-n", "shop", "get", "pods", "-o", "jsonpath={.items[*].status.conditions[?(@.type=='PodScheduled')].reason}")
+		l.eventually(c, "Job ReplicaSet ReplicaSet StatefulSet", "-n", "shop", "get", "pods", "--sort-by={.metadata.ownerReferences[0].kind}", "-o", "jsonpath={.items[*].metadata.ownerReferences[0].kind}")
 		if got := l.kubectl(c, "-n", "shop", "create", "token", "default", "--audience=istio-ca"); strings.Count(got, ".") != 2 {
 			l.t.Errorf("cluster %q: no token for istio-ca: %q", c.Name, got)
 		}
@@ -204,6 +224,22 @@ func (l *lab) exercise() {
 		deleting := time.Now()
 		l.kubectl(c, "delete", "namespace", "shop", "--timeout=60s")
 		l.t.Logf("cluster %q: exercised in %.1fs, of that the deletion of a namespace %.1fs", c.Name, time.Since(began).Seconds(), time.Since(deleting).Seconds())
+	}
+}
+
+// separate checks that clusters of one process share nothing.
+func (l *lab) separate() {
+	l.t.Helper()
+	l.kubectl(l.clusters[0], "create", "namespace", "only-here")
+	if got := l.kubectl(l.clusters[1], "get", "namespace", "only-here", "--ignore-not-found", "-o", "name"); got != "" {
+		l.t.Errorf("cluster %q has %s of cluster %q", l.clusters[1].Name, got, l.clusters[0].Name)
+	}
+	token := l.kubectl(l.clusters[0], "create", "token", "default")
+	review := "apiVersion: authentication.k8s.io/v1\nkind: TokenReview\nspec: {token: " + token + "}\n"
+	for c, want := range map[Cluster]string{l.clusters[0]: "true", l.clusters[1]: ""} {
+		if got := l.kubectlIn(c, review, "create", "-f", "-", "-o", "jsonpath={.status.authenticated}"); got != want {
+			l.t.Errorf("cluster %q, token of cluster %q: authenticated %q, want %q", c.Name, l.clusters[0].Name, got, want)
+		}
 	}
 }
 
@@ -282,10 +318,10 @@ func (l *lab) kubectlPath() string {
 	return filepath.Join(filepath.Dir(os.Getenv(kubeEnv)), "assets", "kubectl")
 }
 
-func (l *lab) tryKubectl(c Cluster, args ...string) (string, error) {
+func (l *lab) tryKubectl(c Cluster, stdin string, args ...string) (string, error) {
 	cmd := exec.Command(l.kubectlPath(), append([]string{"--kubeconfig=" + c.AdminKubeconfig()}, args...)...)
 	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
 		return "", fmt.Errorf("cluster %q: kubectl %s: %w: %s", c.Name, strings.Join(args, " "), err, stderr.String())
 	}
@@ -294,7 +330,17 @@ func (l *lab) tryKubectl(c Cluster, args ...string) (string, error) {
 
 func (l *lab) kubectl(c Cluster, args ...string) string {
 	l.t.Helper()
-	out, err := l.tryKubectl(c, args...)
+	return l.kubectlIn(c, "", args...)
+}
+
+func (l *lab) apply(c Cluster, manifest string) {
+	l.t.Helper()
+	l.kubectlIn(c, manifest, "apply", "-f", "-")
+}
+
+func (l *lab) kubectlIn(c Cluster, stdin string, args ...string) string {
+	l.t.Helper()
+	out, err := l.tryKubectl(c, stdin, args...)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -306,7 +352,7 @@ func (l *lab) eventually(c Cluster, want string, args ...string) {
 	var got string
 	var err error
 	for range 100 {
-		if got, err = l.tryKubectl(c, args...); err == nil && got == want {
+		if got, err = l.tryKubectl(c, "", args...); err == nil && got == want {
 			return
 		}
 		time.Sleep(100 * time.Millisecond)
