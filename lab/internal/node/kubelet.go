@@ -220,17 +220,9 @@ func (n *provider) portForward(ctx context.Context, namespace, podName string, p
 
 // dial connects to a port from inside the Pod's network namespace.
 func (p *pod) dial(ctx context.Context, port string) (*net.TCPConn, error) {
-	select {
-	case <-p.ended:
-		return nil, errors.New("the Pod has ended")
-	default:
-	}
-	if p.netns == nil {
-		return nil, errors.New("the Pod has no network yet")
-	}
 	var first error
-	for _, host := range []string{"127.0.0.1", p.ip.String()} {
-		conn, err := dialIn(ctx, p.netns, net.JoinHostPort(host, port))
+	for _, host := range []string{"127.0.0.1", p.current().Status.PodIP} {
+		conn, err := p.dialHost(ctx, net.JoinHostPort(host, port))
 		if err == nil {
 			return conn, nil
 		}
@@ -241,17 +233,27 @@ func (p *pod) dial(ctx context.Context, port string) (*net.TCPConn, error) {
 	return nil, first
 }
 
-// dialIn connects from inside a network namespace. The socket is made there; connecting does not depend on the thread.
-func dialIn(ctx context.Context, ns *os.File, addr string) (*net.TCPConn, error) {
+// socket makes a TCP socket in the Pod's network namespace; where it is used from does not matter then.
+func (p *pod) socket() (fd int, err error) {
+	p.read(func() {
+		if p.netns == nil {
+			err = errors.New("the Pod has no network: it is starting or has ended")
+			return
+		}
+		err = sandbox.InNetNS(p.netns, func() error {
+			fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			return err
+		})
+	})
+	return fd, err
+}
+
+func (p *pod) dialHost(ctx context.Context, addr string) (*net.TCPConn, error) {
 	to, err := net.ResolveTCPAddr("tcp4", addr)
 	if err != nil {
 		return nil, err
 	}
-	var fd int
-	err = sandbox.InNetNS(ns, func() error {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		return err
-	})
+	fd, err := p.socket()
 	if err != nil {
 		return nil, err
 	}

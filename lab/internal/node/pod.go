@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -130,11 +131,18 @@ func (p *pod) grace() time.Duration {
 	if p.deleting {
 		return max(0, time.Until(p.deleteBy))
 	}
+	grace := 30 * time.Second
 	if s := p.api.Spec.TerminationGracePeriodSeconds; s != nil {
-		return secondsOf(*s)
+		grace = secondsOf(*s)
 	}
-	return 30 * time.Second
+	if p.node.ctx.Err() != nil {
+		return min(grace, shutdownGrace)
+	}
+	return grace
 }
+
+// shutdownGrace bounds how long a Pod may hold up the end of the whole node.
+const shutdownGrace = 3 * time.Second
 
 func secondsOf(n int64) time.Duration { return time.Duration(n) * time.Second }
 
@@ -197,11 +205,12 @@ func (p *pod) live(ctx context.Context) {
 	wg.Go(func() { p.refreshVolumes(background, next) })
 
 	sidecars := &sidecarGroup{}
-	ok = p.runInit(ctx, sidecars)
-	if ok {
+	running, stop := p.withDeadline(ctx)
+	defer stop()
+	if p.runInit(running, sidecars) {
 		var mains sync.WaitGroup
 		for _, c := range p.main {
-			mains.Go(func() { c.run(ctx) })
+			mains.Go(func() { c.run(running) })
 		}
 		mains.Wait()
 	}
@@ -209,6 +218,23 @@ func (p *pod) live(ctx context.Context) {
 	if ctx.Err() == nil {
 		<-ctx.Done() // finished, but the object and the logs stay until it is deleted
 	}
+}
+
+// withDeadline ends the Pod's containers, and fails the Pod, when activeDeadlineSeconds have passed.
+func (p *pod) withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	seconds := p.current().Spec.ActiveDeadlineSeconds
+	if seconds == nil {
+		return ctx, cancel
+	}
+	timer := time.AfterFunc(time.Until(p.state.started.Add(secondsOf(*seconds))), func() {
+		if ctx.Err() == nil {
+			p.update(func() { p.state.deadline = true })
+			p.event(corev1.EventTypeNormal, "DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+			cancel()
+		}
+	})
+	return ctx, func() { timer.Stop(); cancel() }
 }
 
 // sidecarGroup runs restartable init containers until the main containers have ended.
@@ -329,7 +355,7 @@ func (p *pod) refreshVolumes(ctx context.Context, next time.Time) {
 }
 
 func (p *pod) setupNetwork() error {
-	if p.netns != nil {
+	if p.netns != nil { // only this goroutine sets it
 		return nil
 	}
 	api := p.current()
@@ -338,8 +364,7 @@ func (p *pod) setupNetwork() error {
 		if err != nil {
 			return err
 		}
-		p.netns = ns
-		p.setAddress(p.node.cfg.NodeIP)
+		p.setAddress(ns, p.node.cfg.NodeIP)
 		return nil
 	}
 	ip, err := p.node.takeAddress(api)
@@ -357,8 +382,7 @@ func (p *pod) setupNetwork() error {
 		p.node.pool.give(ip)
 		return err
 	}
-	p.netns = ns
-	p.setAddress(ip)
+	p.setAddress(ns, ip)
 	return nil
 }
 
@@ -368,9 +392,9 @@ func linkName(cluster int, ip netip.Addr) string {
 	return fmt.Sprintf("v%d-%02x%02x", cluster, b[2], b[3])
 }
 
-func (p *pod) setAddress(ip netip.Addr) {
+func (p *pod) setAddress(ns *os.File, ip netip.Addr) {
 	p.update(func() {
-		p.ip = ip
+		p.netns, p.ip = ns, ip
 		api := p.api.DeepCopy()
 		p.node.address(&api.Status, ip)
 		p.api = api
@@ -379,14 +403,20 @@ func (p *pod) setAddress(ip netip.Addr) {
 }
 
 func (p *pod) cleanNetwork() {
-	if p.netns == nil {
+	var ns *os.File
+	p.read(func() { ns, p.netns = p.netns, nil })
+	if ns == nil {
 		return
 	}
-	// The veth pair goes with the namespace, once its last process and this file are gone.
-	p.netns.Close()
-	if p.ip != p.node.cfg.NodeIP {
-		p.node.pool.give(p.ip)
+	defer ns.Close()
+	if p.ip == p.node.cfg.NodeIP {
+		return
 	}
+	// The namespace takes the pair away later; until then people would wait for a dead address instead of being told.
+	if link, err := netlink.LinkByName(linkName(p.node.cfg.ClusterIndex, p.ip)); err == nil {
+		_ = netlink.LinkDel(link)
+	}
+	p.node.pool.give(p.ip)
 }
 
 func (p *pod) file(name string) string { return filepath.Join(p.dir, name) }

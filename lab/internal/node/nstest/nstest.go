@@ -20,7 +20,7 @@ const inside = "AMBIT_LAB_TEST_INSIDE"
 
 // Main is for TestMain. Inside the namespaces it runs the tests; outside it starts the copy and passes on its exit code.
 func Main(m *testing.M) int {
-	if os.Getenv(inside) != "" {
+	if Inside() {
 		if err := prepare(); err != nil {
 			fmt.Fprintln(os.Stderr, "nstest:", err)
 			return 1
@@ -68,6 +68,9 @@ func build(to string) error {
 	}
 	return nil
 }
+
+// Inside reports whether this process is the copy that runs the tests.
+func Inside() bool { return os.Getenv(inside) != "" }
 
 // TestApp is the program that tests run in Pods.
 func TestApp() string { return os.Getenv(inside) }

@@ -66,7 +66,7 @@ const (
 // Check asks once; output explains a failure.
 type Check func(ctx context.Context) (ok bool, output string)
 
-// Report is told every failed answer (with changed false or true) and every change of opinion.
+// Report is told failed answers (with changed false or true) and every change of opinion.
 type Report func(healthy, changed bool, output string)
 
 // Run asks check by the schedule of p until ctx ends.
@@ -78,6 +78,7 @@ func Run(ctx context.Context, kind Kind, p *corev1.Probe, check Check, report Re
 		return
 	}
 	began, eager := time.Now(), eagerFirst
+	reported := began
 	for {
 		asking, cancel := context.WithTimeout(ctx, timeout)
 		ok, output := check(asking)
@@ -86,8 +87,10 @@ func Run(ctx context.Context, kind Kind, p *corev1.Probe, check Check, report Re
 			return
 		}
 		changed := t.Observe(ok)
-		if changed || !ok {
+		// Failures while being eager are not news; those by the schedule are.
+		if changed || !ok && time.Since(reported) >= period/2 {
 			report(t.Healthy, changed, output)
+			reported = time.Now()
 		}
 		wait := period
 		if kind == Readiness && !t.Healthy && time.Since(began) < eagerFor {

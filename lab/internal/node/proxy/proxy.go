@@ -183,29 +183,38 @@ func addresses(s *corev1.Service, port corev1.ServicePort, lb, node netip.Addr) 
 	return out
 }
 
-// ready lists the endpoints of a port, sorted.
+// ready lists the endpoints of a port, sorted: the ready ones, or when there are none those that end but still serve.
 func ready(list []*discoveryv1.EndpointSlice, port string, unready bool) []netip.AddrPort {
-	var out []netip.AddrPort
+	var out, ending []netip.AddrPort
 	for _, s := range list {
 		for _, p := range s.Ports {
 			if p.Port == nil || deref(p.Name) != port {
 				continue
 			}
 			for _, e := range s.Endpoints {
+				to := &out
 				if e.Conditions.Ready != nil && !*e.Conditions.Ready && !unready {
-					continue
+					if !is(e.Conditions.Serving) || !is(e.Conditions.Terminating) {
+						continue
+					}
+					to = &ending
 				}
 				for _, a := range e.Addresses {
 					if ip, err := netip.ParseAddr(a); err == nil {
-						out = append(out, netip.AddrPortFrom(ip, uint16(*p.Port))) //nolint:gosec // validated by the API server
+						*to = append(*to, netip.AddrPortFrom(ip, uint16(*p.Port))) //nolint:gosec // validated by the API server
 					}
 				}
 			}
 		}
 	}
+	if len(out) == 0 {
+		out = ending
+	}
 	slices.SortFunc(out, netip.AddrPort.Compare)
 	return slices.Compact(out)
 }
+
+func is(b *bool) bool { return b != nil && *b }
 
 func deref(s *string) string {
 	if s == nil {
@@ -218,6 +227,7 @@ func deref(s *string) string {
 type listener struct {
 	l    net.Listener
 	from *net.TCPAddr
+	own  netip.Prefix // addresses of the cluster itself
 
 	mu   sync.Mutex
 	to   []netip.AddrPort
@@ -229,7 +239,7 @@ func listen(at netip.AddrPort, to []netip.AddrPort, node netip.Addr) (*listener,
 	if err != nil {
 		return nil, err
 	}
-	return &listener{l: l, to: to, from: &net.TCPAddr{IP: node.AsSlice()}}, nil
+	return &listener{l: l, to: to, from: &net.TCPAddr{IP: node.AsSlice()}, own: netip.PrefixFrom(node, 16).Masked()}, nil
 }
 
 func (l *listener) set(to []netip.AddrPort) {
@@ -272,7 +282,12 @@ const dialTimeout = 5 * time.Second
 func (l *listener) handle(client *net.TCPConn) {
 	defer client.Close()
 	for _, to := range l.turn() {
-		d := net.Dialer{Timeout: dialTimeout, LocalAddr: l.from}
+		d := net.Dialer{Timeout: dialTimeout}
+		if !l.own.Contains(to.Addr()) {
+			// The kernel would take the address that is dialled for our own, since the whole lab is local to it; only a
+			// source that says which cluster speaks can be cut off from the others.
+			d.LocalAddr = l.from
+		}
 		conn, err := d.Dial("tcp4", to.String())
 		if err != nil {
 			// An endpoint that is just ending refuses; the next one may not.
