@@ -6,7 +6,7 @@ type ApprovalState string
 
 // The approval states, in the words of the product we are compatible with.
 const (
-	ApprovalPending  ApprovalState = "PENDING"  // not yet seen
+	ApprovalPending  ApprovalState = "PENDING"  // valid, not yet in effect: a cluster whose agent has never connected
 	ApprovalAccepted ApprovalState = "ACCEPTED" // valid and translated
 	ApprovalInvalid  ApprovalState = "INVALID"  // user error, not translated
 	ApprovalWarning  ApprovalState = "WARNING"  // valid, but something it refers to is missing

@@ -24,6 +24,39 @@ const (
 	ConditionClockSynchronised = "ClockSynchronised" // agent and server clocks agree within bounds
 	ConditionVersionSupported  = "VersionSupported"  // agent and server versions may work together
 	ConditionIdentityVerified  = "IdentityVerified"  // certificate, name and kube-system UID belong together
+	ConditionProgrammed        = "Programmed"        // its agent has applied everything the server wants there
+)
+
+// Reasons of the conditions above. Scripts and alerts may branch on them.
+const (
+	ReasonValid             = "Valid"             // Accepted=True
+	ReasonInvalid           = "Invalid"           // Accepted=False: the message says the mistake and the fix
+	ReasonConnected         = "Connected"         // Connected=True
+	ReasonNeverConnected    = "NeverConnected"    // Connected=False: no agent of this name has come yet
+	ReasonDisconnected      = "Disconnected"      // Connected=False: it was here and is gone
+	ReasonRefused           = "Refused"           // Connected or IdentityVerified=False: an agent came and was sent away
+	ReasonInventoryComplete = "InventoryComplete" // Warm=True
+	ReasonInventoryPending  = "InventoryPending"  // Warm=False
+	ReasonWarmingSkipped    = "WarmingSkipped"    // Warm=True by spec.skipWarming
+	ReasonClocksAgree       = "ClocksAgree"       // ClockSynchronised=True
+	ReasonClockSkew         = "ClockSkew"         // ClockSynchronised=False
+	ReasonVersionsMatch     = "VersionsMatch"     // VersionSupported=True
+	ReasonAgentTooOld       = "AgentTooOld"       // VersionSupported=False
+	ReasonAgentTooNew       = "AgentTooNew"       // VersionSupported=False
+	ReasonVersionUnknown    = "VersionUnknown"    // VersionSupported=Unknown: not of the form X.Y.Z
+	ReasonVerified          = "Verified"          // IdentityVerified=True
+	ReasonApplied           = "Applied"           // Programmed=True
+	ReasonApplying          = "Applying"          // Programmed=False: on its way
+	ReasonApplyFailed       = "ApplyFailed"       // Programmed=False: the cluster's API server refused an object
+)
+
+// Reasons of Events on a KubernetesCluster.
+const (
+	EventRegistered   = "Registered"
+	EventDeregistered = "Deregistered"
+	EventConnected    = "Connected"
+	EventDisconnected = "Disconnected"
+	EventRefused      = "Refused"
 )
 
 // AnnotationRegisteredBy and AnnotationRegisteredAt are written by admission from the request's user and can't be changed afterwards.
@@ -33,6 +66,10 @@ const (
 )
 
 // KubernetesClusterSpec is what a person says of a cluster.
+//
+// Unknown fields reach the webhook, which refuses them with the name of the field that was probably meant; pruned, they would vanish silently.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type KubernetesClusterSpec struct {
 	// ClusterDomain is the DNS domain of the cluster's Services.
 	// +optional
@@ -93,6 +130,7 @@ type KubernetesClusterStatus struct {
 // KubernetesCluster is a member of the mesh. Its name is the identity of the cluster: the name in its agent's certificate.
 //
 // +kubebuilder:object:root=true
+// +kubebuilder:pruning:PreserveUnknownFields
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:shortName=kc,categories=solo-io
 // +kubebuilder:metadata:labels={"app=gloo-mesh-apis","app.kubernetes.io/name=gloo-mesh-apis"}

@@ -1,0 +1,52 @@
+package mesh
+
+import (
+	"cmp"
+	"strings"
+)
+
+// Ref names one object of one cluster. Its text is the name of a desired-state item on the relay.
+type Ref struct {
+	Group, Version, Kind, Namespace, Name string
+}
+
+// String is "group/version/kind/namespace/name"; group and namespace may be empty.
+func (r Ref) String() string {
+	return strings.Join([]string{r.Group, r.Version, r.Kind, r.Namespace, r.Name}, "/")
+}
+
+// ParseRef reads what String wrote; ok is false for anything else.
+func ParseRef(s string) (r Ref, ok bool) {
+	p := strings.Split(s, "/")
+	if len(p) != 5 || p[1] == "" || p[2] == "" || p[4] == "" {
+		return Ref{}, false
+	}
+	return Ref{Group: p[0], Version: p[1], Kind: p[2], Namespace: p[3], Name: p[4]}, true
+}
+
+// Compare orders refs by their text.
+func (r Ref) Compare(o Ref) int { return cmp.Compare(r.String(), o.String()) }
+
+// Object is an object a cluster should have: its name and its manifest as JSON.
+type Object struct {
+	Ref      Ref
+	Manifest []byte
+}
+
+// ConditionStatus is "True", "False" or "Unknown", as Kubernetes spells them.
+type ConditionStatus string
+
+// The values of a ConditionStatus.
+const (
+	True    ConditionStatus = "True"
+	False   ConditionStatus = "False"
+	Unknown ConditionStatus = "Unknown"
+)
+
+// Condition is what a stage has to say about a source object. Its message holds no counter that changes by itself and no time.
+type Condition struct {
+	Type    string
+	Status  ConditionStatus
+	Reason  string
+	Message string
+}
