@@ -208,7 +208,7 @@ func report(ctx context.Context, dir state.Dir, lab *state.Lab, w io.Writer) err
 		return err
 	}
 	_, err = exec.LookPath("kubectl")
-	fmt.Fprintf(w, "\nThe lab is up: %d clusters, %s resident.\n\n", len(lab.Clusters), mib(s.RSS))
+	fmt.Fprintf(w, "\nThe lab is up: %s, %s resident.\n\n", count(len(lab.Clusters), "cluster"), mib(s.RSS))
 	fmt.Fprintf(w, "  export KUBECONFIG=%s\n", dir.Kubeconfig())
 	if err != nil || hasMeshctl(dir) {
 		fmt.Fprintf(w, "  export PATH=%s:$PATH\n", dir.Bin())
@@ -221,6 +221,13 @@ func report(ctx context.Context, dir state.Dir, lab *state.Lab, w io.Writer) err
 		fmt.Fprintf(w, "  %d. %s\n       %s\n", i+1, t[0], t[1])
 	}
 	return nil
+}
+
+func count(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 func hasMeshctl(dir state.Dir) bool {

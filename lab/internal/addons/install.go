@@ -49,7 +49,7 @@ func New(src Sources) (*Installer, error) {
 
 // Install makes a cluster ready and returns when istiod is available, the
 // east-west gateway is programmed and the demo applications are available.
-// It can be repeated.
+// It can be repeated. It may call done from several goroutines at once.
 func (in *Installer) Install(ctx context.Context, cl Cluster, done func(Step)) error {
 	c, err := newClient(cl.Kubeconfig)
 	if err != nil {

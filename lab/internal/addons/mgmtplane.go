@@ -2,14 +2,14 @@ package addons
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // ManagementPlane installs the product with its own CLI, as a person would:
@@ -50,25 +50,26 @@ func (p ManagementPlane) Built() bool {
 }
 
 // Install installs the management server, then registers the clusters side by
-// side.
+// side; one that fails does not hold the others up. It may call done from
+// several goroutines at once.
 func (p ManagementPlane) Install(ctx context.Context, done func(Step)) error {
 	start := time.Now()
 	if err := p.meshctl(ctx, "meshctl-install", p.installArgs()); err != nil {
 		return err
 	}
 	done(Step{Cluster: p.Mgmt, What: "management plane installed", Took: time.Since(start)})
-	g, ctx := errgroup.WithContext(ctx)
-	for _, cluster := range p.Clusters {
-		g.Go(func() error {
+	errs := make([]error, len(p.Clusters))
+	var wg sync.WaitGroup
+	for i, cluster := range p.Clusters {
+		wg.Go(func() {
 			start := time.Now()
-			if err := p.meshctl(ctx, "meshctl-register-"+cluster, p.registerArgs(cluster)); err != nil {
-				return err
+			if errs[i] = p.meshctl(ctx, "meshctl-register-"+cluster, p.registerArgs(cluster)); errs[i] == nil {
+				done(Step{Cluster: cluster, What: "registered", Took: time.Since(start)})
 			}
-			done(Step{Cluster: cluster, What: "registered", Took: time.Since(start)})
-			return nil
 		})
 	}
-	return g.Wait()
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // meshctl runs one command; its output is kept in a log and, when it fails,

@@ -37,8 +37,11 @@ func Start(dir state.Dir, control *net.UnixListener, ls *state.Listeners) (*exec
 			_ = f.Close()
 		}
 	}()
-	cmd := exec.Command("/proc/self/exe", "daemon", "--state", string(dir))
-	cmd.Args[0] = "lab"
+	self, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	cmd := exec.Command(self, "daemon", "--state", string(dir))
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = append([]*os.File{sock}, files...)

@@ -51,10 +51,20 @@ type Health string
 type Component struct {
 	Name     string  `json:"name"`
 	Cluster  string  `json:"cluster,omitempty"`
+	PID      int     `json:"pid,omitempty"` // 0 for what runs inside the daemon
 	State    string  `json:"state"`
 	Restarts int     `json:"restarts"`
 	LastErr  string  `json:"lastError,omitempty"`
 	Seconds  float64 `json:"sinceSeconds"`
+}
+
+func (u *unit) component() Component {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return Component{
+		Name: u.name, Cluster: u.cluster, PID: u.pid, State: u.state, Restarts: u.restarts,
+		LastErr: u.lastErr, Seconds: time.Since(u.since).Seconds(),
+	}
 }
 
 // status looks at everything at once, for at most two seconds.
@@ -69,12 +79,7 @@ func (d *daemon) status(ctx context.Context) Status {
 	}
 	wg.Go(func() { _, err := d.uiAddress(ctx); s.UI = err == nil })
 	for _, u := range d.super.all() {
-		u.mu.Lock()
-		s.Components = append(s.Components, Component{
-			Name: u.name, Cluster: u.cluster, State: u.state, Restarts: u.restarts,
-			LastErr: u.lastErr, Seconds: time.Since(u.since).Seconds(),
-		})
-		u.mu.Unlock()
+		s.Components = append(s.Components, u.component())
 	}
 	s.Processes = processes(d.super.all(), d.clusterOfService)
 	for _, p := range s.Processes {

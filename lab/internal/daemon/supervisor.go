@@ -174,7 +174,10 @@ func process(command func() (*exec.Cmd, error), log string) runFunc {
 		go func() { done <- cmd.Wait() }()
 		select {
 		case err := <-done:
-			return fmt.Errorf("%w; see %s", errors.Join(errEnded, err), log)
+			if err == nil {
+				err = errors.New("exit status 0")
+			}
+			return fmt.Errorf("%w; its log: %s", err, log)
 		case <-ctx.Done():
 		}
 		_ = cmd.Process.Signal(syscall.SIGTERM)
@@ -187,8 +190,6 @@ func process(command func() (*exec.Cmd, error), log string) runFunc {
 		return nil
 	}
 }
-
-var errEnded = errors.New("process ended")
 
 // supervisor has all units, in the order in which they were added, which is
 // the reverse of the order in which they are stopped.

@@ -1,0 +1,250 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"ambitmesh.dev/ambit/lab/internal/daemon"
+	"ambitmesh.dev/ambit/lab/internal/state"
+)
+
+// lab is a built program and a state directory.
+type lab struct {
+	t    *testing.T
+	prog string
+	dir  state.Dir
+}
+
+// program builds the command once; the first time ever, `lab up` then builds
+// the control planes, which takes minutes.
+func program(t *testing.T) string {
+	t.Helper()
+	prog := filepath.Join(t.TempDir(), "lab")
+	if out, err := exec.Command("go", "build", "-o", prog, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return prog
+}
+
+func newLab(t *testing.T, prog string) *lab {
+	t.Helper()
+	l := &lab{t: t, prog: prog, dir: state.Dir(filepath.Join(t.TempDir(), "state"))}
+	t.Cleanup(func() { _, _ = l.run("down") })
+	return l
+}
+
+// run runs one command of the CLI and returns all it printed.
+func (l *lab) run(args ...string) (string, error) {
+	out, err := exec.Command(l.prog, append(args, "--state", string(l.dir))...).CombinedOutput()
+	return string(out), err
+}
+
+func (l *lab) must(args ...string) string {
+	l.t.Helper()
+	out, err := l.run(args...)
+	if err != nil {
+		l.t.Fatalf("lab %v: %v\n%s", args, err, out)
+	}
+	return out
+}
+
+// refuses runs a command that must fail and say all of words.
+func (l *lab) refuses(words []string, args ...string) {
+	l.t.Helper()
+	out, err := l.run(args...)
+	if err == nil {
+		l.t.Errorf("lab %v did not fail:\n%s", args, out)
+	}
+	for _, w := range words {
+		if !strings.Contains(out, w) {
+			l.t.Errorf("lab %v does not say %q:\n%s", args, w, out)
+		}
+	}
+}
+
+// kubectl runs the kubectl that the lab brings.
+func (l *lab) kubectl(args ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(l.dir.Bin(), "kubectl"), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.dir.Kubeconfig())
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func (l *lab) status() daemon.Status {
+	l.t.Helper()
+	var s daemon.Status
+	if err := json.Unmarshal([]byte(l.must("status", "-o", "json")), &s); err != nil {
+		l.t.Fatal(err)
+	}
+	return s
+}
+
+func (l *lab) eventually(what string, ok func() bool) {
+	l.t.Helper()
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	l.t.Errorf("not within 30 s: %s", what)
+}
+
+// TestLab is a lab's life: up, used, hurt, found again, down.
+func TestLab(t *testing.T) {
+	l := newLab(t, program(t))
+	l.refuses([]string{"no lab", "lab up"}, "status")
+	out := l.must("up", "--clusters", "1", "--no-mgmt")
+	if want := "export KUBECONFIG=" + l.dir.Kubeconfig(); !strings.Contains(out, want) {
+		t.Errorf("up does not print %q:\n%s", want, out)
+	}
+	s := l.status()
+	if s.Phase != daemon.KindReady || len(s.Clusters) != 2 {
+		t.Fatalf("status: %+v", s)
+	}
+	c := s.Clusters[1]
+	if c.API != "ok" || c.Node != "ok" || c.Istiod != "ok" || c.Gateway != "ok" {
+		t.Errorf("cluster-1: %+v", c)
+	}
+	t.Run("again", func(t *testing.T) {
+		if out := l.must("up"); !strings.Contains(out, "running here already") {
+			t.Errorf("second up:\n%s", out)
+		}
+		l.refuses([]string{"cluster-1", "lab down"}, "up", "--clusters", "3")
+	})
+	t.Run("demo", func(t *testing.T) { testDemo(t, l) })
+	t.Run("rollout", func(t *testing.T) {
+		for _, verb := range []string{"restart", "status"} { // as the operators' page has it
+			if out, err := l.kubectl("--context", "cluster-1", "-n", "istio-system", "rollout", verb, "deploy/istiod-gloo"); err != nil {
+				t.Errorf("rollout %s: %v\n%s", verb, err, out)
+			}
+		}
+	})
+	t.Run("stop and start", func(t *testing.T) { testStopStart(t, l) })
+	t.Run("bad names", func(t *testing.T) {
+		l.refuses([]string{"nope", "kube/cluster-1"}, "stop", "nope")
+		l.refuses([]string{"nope", "cluster-1"}, "partition", "nope", "on")
+		l.refuses([]string{"on or off"}, "partition", "cluster-1", "maybe")
+		l.refuses([]string{"nope", "etcd"}, "logs", "nope")
+	})
+	t.Run("crash", func(t *testing.T) { testCrash(t, l) })
+	l.must("down")
+	if _, err := os.Stat(string(l.dir)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("down left %s: %v", l.dir, err)
+	}
+	if out := l.must("down"); !strings.Contains(out, "No lab") {
+		t.Errorf("second down: %s", out)
+	}
+}
+
+// testDemo calls productpage, which calls details and reviews, which calls
+// ratings: cluster DNS, Services and Pods work.
+func testDemo(t *testing.T, l *lab) {
+	out, err := l.kubectl("--context", "cluster-1", "get", "--raw", "/api/v1/namespaces/bookinfo/services/productpage:9080/proxy/")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, service := range []string{"productpage", "details", "reviews", "ratings"} {
+		if !strings.Contains(out, fmt.Sprintf("%q: %q", "service", service)) {
+			t.Errorf("no answer of %s in %s", service, out)
+		}
+	}
+}
+
+// testStopStart: one API server can be taken away and comes back; the other
+// cluster does not notice.
+func testStopStart(t *testing.T, l *lab) {
+	l.must("stop", "kube/cluster-1")
+	if _, err := l.kubectl("--context", "cluster-1", "get", "ns", "--request-timeout=2s"); err == nil {
+		t.Error("a stopped API server answers")
+	}
+	if out, err := l.kubectl("--context", "mgmt", "get", "ns"); err != nil {
+		t.Errorf("mgmt: %v\n%s", err, out)
+	}
+	l.must("start", "kube/cluster-1")
+	l.eventually("API server back", func() bool {
+		_, err := l.kubectl("--context", "cluster-1", "get", "ns", "--request-timeout=2s")
+		return err == nil
+	})
+}
+
+// testCrash kills the daemon: every process of the lab goes with it, the next
+// up has the same ports.
+func testCrash(t *testing.T, l *lab) {
+	before, err := l.dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := before.Daemon.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	l.eventually("all processes gone", func() bool { return processesOf(l.dir) == 0 })
+	l.refuses([]string{"is gone", "lab up"}, "status")
+	l.must("up", "--clusters", "1", "--no-mgmt")
+	after, err := l.dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if before.Clusters[1].Port != after.Clusters[1].Port {
+		t.Errorf("port %d became %d", before.Clusters[1].Port, after.Clusters[1].Port)
+	}
+}
+
+// TestInterrupt: Ctrl-C during up leaves neither processes nor files.
+func TestInterrupt(t *testing.T) {
+	l := newLab(t, program(t))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute) // a cold build may come first
+	defer cancel()
+	cmd := exec.CommandContext(ctx, l.prog, "up", "--clusters", "1", "--no-mgmt", "--state", string(l.dir))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &interrupter{w: &out, at: "API server ready", cmd: cmd}, &out
+	err := cmd.Run()
+	if code := cmd.ProcessState.ExitCode(); code != 130 {
+		t.Errorf("exit code %d, %v:\n%s", code, err, out.String())
+	}
+	if _, err := os.Stat(string(l.dir)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left %s: %v", l.dir, err)
+	}
+	if n := processesOf(l.dir); n != 0 {
+		t.Errorf("%d processes are left", n)
+	}
+}
+
+// interrupter sends SIGINT, as a terminal does, when a text appears.
+type interrupter struct {
+	w    *bytes.Buffer
+	at   string
+	cmd  *exec.Cmd
+	done bool
+}
+
+func (i *interrupter) Write(p []byte) (int, error) {
+	n, err := i.w.Write(p)
+	if !i.done && strings.Contains(i.w.String(), i.at) {
+		i.done = true
+		_ = i.cmd.Process.Signal(os.Interrupt)
+	}
+	return n, err
+}
+
+// processesOf counts processes whose command line names the state directory.
+func processesOf(dir state.Dir) int {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	n := 0
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err == nil && strings.Contains(string(data), string(dir)) {
+			n++
+		}
+	}
+	return n
+}
