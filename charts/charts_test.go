@@ -1,0 +1,294 @@
+package charts_test
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"helm.sh/helm/v4/pkg/action"
+	"helm.sh/helm/v4/pkg/chart/common"
+	release "helm.sh/helm/v4/pkg/release/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	kyaml "sigs.k8s.io/yaml"
+
+	"ambitmesh.dev/ambit/charts"
+	"ambitmesh.dev/ambit/internal/version"
+)
+
+// render is `helm template`.
+func render(t *testing.T, chart string, values map[string]any) (string, error) {
+	t.Helper()
+	c, err := charts.Load(chart)
+	if err != nil {
+		t.Fatal(err)
+	}
+	install := action.NewInstall(action.NewConfiguration())
+	install.DryRunStrategy = action.DryRunClient
+	install.ReleaseName, install.Namespace = chart, "gloo-mesh"
+	install.KubeVersion = &common.KubeVersion{Version: "v1.37.0", Major: "1", Minor: "37"}
+	out, err := install.RunWithContext(t.Context(), c, values)
+	if err != nil {
+		return "", err
+	}
+	return out.(*release.Release).Manifest, nil
+}
+
+func readValues(t *testing.T, file string) map[string]any {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	values := map[string]any{}
+	if err := kyaml.Unmarshal(raw, &values); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	return values
+}
+
+// TestGolden renders the chart with every testdata/<case>/values.yaml; UPDATE=1 rewrites out.yaml.
+func TestGolden(t *testing.T) {
+	cases, err := filepath.Glob("testdata/*/values.yaml")
+	if err != nil || len(cases) < 5 {
+		t.Fatalf("cases: %v %v", cases, err)
+	}
+	for _, in := range cases {
+		dir := filepath.Dir(in)
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			got, err := render(t, charts.Platform, readValues(t, in))
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden := filepath.Join(dir, "out.yaml")
+			if os.Getenv("UPDATE") == "1" {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("%s (-want +got; UPDATE=1 rewrites it):\n%s", golden, diff)
+			}
+		})
+	}
+}
+
+func TestLint(t *testing.T) {
+	cases, _ := filepath.Glob("testdata/*/values.yaml")
+	for _, chart := range []string{charts.Platform, charts.CRDs} {
+		for _, values := range cases {
+			lint := action.NewLint()
+			lint.Strict, lint.Namespace = true, "gloo-mesh"
+			for _, err := range lint.Run([]string{chart}, readValues(t, values)).Errors {
+				t.Errorf("helm lint %s -f %s: %v", chart, values, err)
+			}
+		}
+	}
+}
+
+func TestVersions(t *testing.T) {
+	for _, name := range []string{charts.Platform, charts.CRDs} {
+		c, err := charts.Load(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Metadata.Version != version.Version || c.Metadata.AppVersion != version.Version || c.Metadata.Name != name {
+			t.Errorf("chart %s: version %s, appVersion %s; want %s, the version of the programs", c.Metadata.Name, c.Metadata.Version, c.Metadata.AppVersion, version.Version)
+		}
+	}
+}
+
+// documents decodes every object of a manifest into T if it is of the kind.
+func documents[T any](t *testing.T, manifest, kind string) []T {
+	t.Helper()
+	var out []T
+	decoder := yaml.NewYAMLReader(bufio.NewReader(strings.NewReader(manifest)))
+	for {
+		doc, err := decoder.Read()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		var meta struct {
+			Kind string `json:"kind"`
+		}
+		if err := kyaml.Unmarshal(doc, &meta); err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		if meta.Kind != kind {
+			continue
+		}
+		var object T
+		if err := kyaml.UnmarshalStrict(doc, &object); err != nil {
+			t.Fatalf("%s: %v in\n%s", kind, err, doc)
+		}
+		out = append(out, object)
+	}
+}
+
+func everything() map[string]any {
+	return map[string]any{
+		"common":         map[string]any{"cluster": "mgmt"},
+		"glooMgmtServer": map[string]any{"enabled": true, "registerCluster": true},
+		"glooAgent":      map[string]any{"enabled": true},
+	}
+}
+
+// TestLeastPrivilege: no wildcard, Secrets only by a Role in the release's namespace, and no right to give rights.
+func TestLeastPrivilege(t *testing.T) {
+	manifest, err := render(t, charts.Platform, everything())
+	if err != nil {
+		t.Fatal(err)
+	}
+	roles, clusterRoles := documents[rbacv1.Role](t, manifest, "Role"), documents[rbacv1.ClusterRole](t, manifest, "ClusterRole")
+	if len(roles) != 2 || len(clusterRoles) != 2 {
+		t.Fatalf("%d Roles, %d ClusterRoles: the test would prove nothing", len(roles), len(clusterRoles))
+	}
+	var rules []rbacv1.PolicyRule
+	for _, r := range roles {
+		if r.Namespace != "gloo-mesh" {
+			t.Errorf("Role %s is in namespace %q", r.Name, r.Namespace)
+		}
+		rules = append(rules, r.Rules...)
+	}
+	for _, r := range clusterRoles {
+		rules = append(rules, r.Rules...)
+		for _, rule := range r.Rules {
+			if slices.Contains(rule.Resources, "secrets") {
+				t.Errorf("ClusterRole %s reads Secrets of every namespace: %v", r.Name, rule)
+			}
+			if len(rule.ResourceNames) == 0 && slices.ContainsFunc(rule.Verbs, func(v string) bool { return !slices.Contains([]string{"get", "list", "watch"}, v) }) {
+				t.Errorf("ClusterRole %s writes in every namespace: %v", r.Name, rule)
+			}
+		}
+	}
+	for _, rule := range rules {
+		all := slices.Concat(rule.APIGroups, rule.Resources, rule.Verbs, rule.ResourceNames, rule.NonResourceURLs)
+		if slices.ContainsFunc(all, func(s string) bool { return strings.Contains(s, "*") }) {
+			t.Errorf("wildcard in %v", rule)
+		}
+		if slices.Contains(rule.APIGroups, rbacv1.GroupName) || slices.ContainsFunc(rule.Verbs, func(v string) bool { return slices.Contains([]string{"escalate", "bind", "impersonate"}, v) }) {
+			t.Errorf("a right to give rights: %v", rule)
+		}
+	}
+}
+
+// TestRestricted: the Pods meet the Pod Security Standard "restricted", and their root file systems can't be written.
+func TestRestricted(t *testing.T) {
+	manifest, err := render(t, charts.Platform, everything())
+	if err != nil {
+		t.Fatal(err)
+	}
+	deployments := documents[appsv1.Deployment](t, manifest, "Deployment")
+	if len(deployments) != 2 {
+		t.Fatalf("%d Deployments", len(deployments))
+	}
+	for _, d := range deployments {
+		pod := d.Spec.Template.Spec
+		if s := pod.SecurityContext; s == nil || s.RunAsNonRoot == nil || !*s.RunAsNonRoot || s.SeccompProfile == nil || s.SeccompProfile.Type != "RuntimeDefault" {
+			t.Errorf("%s: Pod security context %+v", d.Name, s)
+		}
+		for _, c := range pod.Containers {
+			s := c.SecurityContext
+			if s == nil || s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || s.ReadOnlyRootFilesystem == nil || !*s.ReadOnlyRootFilesystem || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+				t.Errorf("%s/%s: security context %+v", d.Name, c.Name, s)
+			}
+		}
+	}
+}
+
+// TestNoCABundle: a rendered caBundle would put the server's certificate out of step with every upgrade.
+func TestNoCABundle(t *testing.T) {
+	manifest, err := render(t, charts.Platform, everything())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(manifest, "caBundle") {
+		t.Error("the chart renders a caBundle")
+	}
+	if n := strings.Count(manifest, "failurePolicy: Fail"); n != 2 {
+		t.Errorf("%d webhooks fail closed, want 2", n)
+	}
+	if strings.Contains(manifest, "kind: Secret") {
+		t.Error("the chart renders a Secret: an upgrade could change one of the relay family and not the others")
+	}
+}
+
+// TestOddValues: what people's files hold must not break the install.
+func TestOddValues(t *testing.T) {
+	for name, in := range map[string]string{
+		"nothing at all":  `{}`,
+		"maps set null":   `{common: null, glooMgmtServer: null, glooAgent: null, licensing: null}`,
+		"inner null":      `{common: {cluster: c, imagePullSecrets: null}, glooMgmtServer: {enabled: true, relay: null, ports: null, resources: null, extraEnvs: null, deploymentOverrides: null}}`,
+		"strings for map": `{common: {cluster: c}, glooMgmtServer: {enabled: true, relay: {tlsSecret: mine, tokenSecret: token-secret}}}`,
+		"unknown kinds":   `{wibble: [1, 2], common: {wobble: {deep: true}}, glooMgmtServer: {policyApis: {enabled: true}}, redis: {deployment: {enabled: true}}}`,
+		"env list":        `{common: {cluster: c}, glooMgmtServer: {enabled: true, extraEnvs: [{name: A, value: b}]}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			values := map[string]any{}
+			if err := kyaml.Unmarshal([]byte(in), &values); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := render(t, charts.Platform, values); err != nil {
+				t.Error(err)
+			}
+			if _, err := render(t, charts.CRDs, values); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestNeeded: what would only fail later, in a Pod's log, is refused with the value's name.
+func TestNeeded(t *testing.T) {
+	for name, tc := range map[string]struct{ in, want string }{
+		"agent without a name":    {`{glooAgent: {enabled: true, relay: {serverAddress: "x:9900"}}}`, "common.cluster"},
+		"agent without a server":  {`{common: {cluster: c}, glooAgent: {enabled: true}}`, "glooAgent.relay.serverAddress"},
+		"register without a name": {`{glooMgmtServer: {enabled: true, registerCluster: true}}`, "common.cluster"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			values := map[string]any{}
+			if err := kyaml.Unmarshal([]byte(tc.in), &values); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := render(t, charts.Platform, values); err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("want an error that names %s, got %v", tc.want, err)
+			}
+		})
+	}
+}
+
+func TestCRDs(t *testing.T) {
+	for _, keep := range []bool{true, false} {
+		manifest, err := render(t, charts.CRDs, map[string]any{"keep": keep, "installEnterpriseCrds": true, "featureGates": map[string]any{"ConfigDistribution": true}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for text, want := range map[string]bool{
+			"name: kubernetesclusters.admin.gloo.solo.io": true,
+			"crd.solo.io/version: " + version.Version:     true,
+			"crd.solo.io/specHash":                        true,
+			"helm.sh/resource-policy: keep":               keep,
+			"authconfigs":                                 false,
+			"ratelimitconfigs":                            false,
+		} {
+			if got := strings.Contains(manifest, text); got != want {
+				t.Errorf("keep=%v: %q in the chart: %v, want %v", keep, text, got, want)
+			}
+		}
+	}
+}
