@@ -10,6 +10,8 @@ import (
 type Snapshot struct {
 	// ServerVersion is the management server's version.
 	ServerVersion string
+	// ManagementCluster is the name of the cluster the server runs in; empty if it has none.
+	ManagementCluster string
 	// AdminNamespace is where the KubernetesClusters are, and where each cluster's agent lives.
 	AdminNamespace string
 	// Clusters are the registered clusters, sorted by name.

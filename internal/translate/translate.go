@@ -1,0 +1,88 @@
+// Package translate turns a Snapshot into what every cluster should have, with the explanation.
+//
+// In: an immutable mesh.Snapshot. Out: Result: objects per cluster, and conditions per source object. Pure: the same snapshot always gives the same result,
+// byte for byte, and the snapshot is not touched. It must not do I/O, read a clock or know a client. One file per kind.
+package translate
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	"ambitmesh.dev/ambit/internal/mesh"
+)
+
+// Result is what translation decided and why.
+type Result struct {
+	// Objects are the whole desired state of each registered, valid cluster. A cluster without an entry is left alone.
+	Objects map[mesh.ClusterName]Objects
+	// Conditions explain each source object, sorted by type.
+	Conditions map[mesh.Ref][]mesh.Condition
+}
+
+// Objects is a set of desired objects by name.
+type Objects map[mesh.Ref]mesh.Object
+
+// Names lists the objects in order.
+func (o Objects) Names() []mesh.Ref { return slices.SortedFunc(maps.Keys(o), mesh.Ref.Compare) }
+
+// kind translates one kind of source for all clusters. The list of kinds below is the registry.
+type kind func(*mesh.Snapshot, *Result) error
+
+// All translates everything. An error means a fault in the translator, never in what people wrote.
+func All(s *mesh.Snapshot) (Result, error) {
+	r := Result{Objects: map[mesh.ClusterName]Objects{}, Conditions: map[mesh.Ref][]mesh.Condition{}}
+	for _, k := range []kind{membership} {
+		if err := k(s, &r); err != nil {
+			return Result{}, err
+		}
+	}
+	for _, cs := range r.Conditions {
+		slices.SortFunc(cs, func(a, b mesh.Condition) int { return cmpText(a.Type, b.Type) })
+	}
+	return r, nil
+}
+
+func cmpText(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}
+
+// add puts an object into a cluster's desired state. Two sources that want the same object are a fault.
+func (r *Result) add(c mesh.ClusterName, ref mesh.Ref, manifest any) error {
+	raw, err := json.Marshal(manifest)
+	if err != nil {
+		return fmt.Errorf("cluster %q: encode %s: %w", c, ref, err)
+	}
+	set := r.Objects[c]
+	if set == nil {
+		set = Objects{}
+		r.Objects[c] = set
+	}
+	if _, taken := set[ref]; taken {
+		return fmt.Errorf("cluster %q: two sources want %s", c, ref)
+	}
+	set[ref] = mesh.Object{Ref: ref, Manifest: raw}
+	return nil
+}
+
+// labels are those every translated object carries; the names are the product's.
+func labels(c mesh.ClusterName, parent mesh.Ref, parentCluster string) map[string]string {
+	return map[string]string{
+		"owner.gloo.solo.io/name":           "gloo-mesh",
+		"reconciler.mesh.gloo.solo.io/name": "translator",
+		"relay.solo.io/cluster":             string(c),
+		"gloo.solo.io/parent_cluster":       parentCluster,
+		"gloo.solo.io/parent_group":         parent.Group,
+		"gloo.solo.io/parent_version":       parent.Version,
+		"gloo.solo.io/parent_kind":          parent.Kind,
+		"gloo.solo.io/parent_namespace":     parent.Namespace,
+		"gloo.solo.io/parent_name":          parent.Name,
+	}
+}
