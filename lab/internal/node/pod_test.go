@@ -236,9 +236,8 @@ func TestCrashLoop(t *testing.T) {
 	})
 	run := w.node.find("default", "crash")
 	var previous bytes.Buffer
-	var c0 *container
-	run.read(func() { c0 = run.main[0] })
-	log := c0.pick(true)
+	var log *logs.Log
+	run.read(func() { log = run.main[0].pick(true) })
 	if log == nil {
 		t.Fatal("no previous log")
 	}

@@ -19,7 +19,7 @@ type Tracker struct {
 	FailureThreshold int32
 	run              int32 // answers in a row that equal last
 	last             bool
-	decided          bool
+	undecided        bool // no opinion yet, so that either is a change
 }
 
 // NewTracker takes the thresholds of p, with the API's defaults for zero.
@@ -27,7 +27,7 @@ func NewTracker(p *corev1.Probe, healthy bool) *Tracker {
 	return &Tracker{Healthy: healthy, SuccessThreshold: max(p.SuccessThreshold, 1), FailureThreshold: def(p.FailureThreshold, 3)}
 }
 
-// Observe records one answer and reports whether it makes (or confirms for the first time) an opinion.
+// Observe records one answer and reports whether it changes the opinion.
 func (t *Tracker) Observe(ok bool) (changed bool) {
 	if ok != t.last || t.run == 0 {
 		t.last, t.run = ok, 0
@@ -40,8 +40,8 @@ func (t *Tracker) Observe(ok bool) (changed bool) {
 	if t.run < threshold {
 		return false
 	}
-	changed = t.Healthy != ok || !t.decided
-	t.Healthy, t.decided = ok, true
+	changed = t.Healthy != ok || t.undecided
+	t.Healthy, t.undecided = ok, false
 	return changed
 }
 
@@ -72,6 +72,7 @@ type Report func(healthy, changed bool, output string)
 // Run asks check by the schedule of p until ctx ends.
 func Run(ctx context.Context, kind Kind, p *corev1.Probe, check Check, report Report) {
 	t := NewTracker(p, kind == Liveness)
+	t.undecided = kind == Startup
 	period := time.Duration(def(p.PeriodSeconds, 10)) * time.Second
 	timeout := time.Duration(def(p.TimeoutSeconds, 1)) * time.Second
 	if !sleep(ctx, time.Duration(p.InitialDelaySeconds)*time.Second) {

@@ -1,14 +1,12 @@
 package sandbox_test
 
 import (
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"ambitmesh.dev/ambit/lab/internal/node/nstest"
 	"ambitmesh.dev/ambit/lab/internal/node/sandbox"
@@ -16,39 +14,7 @@ import (
 
 func TestMain(m *testing.M) {
 	sandbox.Init()
-	if filepath.Base(os.Args[0]) == "inmate" {
-		os.Exit(inmate(os.Args[1:]))
-	}
 	os.Exit(nstest.Main(m))
-}
-
-// inmate is the program that the tests run in a sandbox.
-func inmate(args []string) int {
-	switch args[0] {
-	case "show":
-		host, _ := os.Hostname()
-		dir, _ := os.Getwd()
-		fmt.Printf("host=%s dir=%s pid=%d x=%s\n", host, dir, os.Getpid(), os.Getenv("X"))
-		b, err := os.ReadFile("/data/sub/file")
-		fmt.Printf("data=%s err=%v\n", b, err)
-		err = os.WriteFile("/data/sub/new", nil, 0o644)
-		fmt.Printf("readonly=%v\n", err != nil && strings.Contains(err.Error(), "read-only"))
-		_, err = os.ReadDir("/home")
-		fmt.Printf("hosthome=%v\n", err == nil)
-		_, err = os.Stat("/proc/self/status")
-		null, err2 := os.OpenFile("/dev/null", os.O_RDWR, 0)
-		if err2 == nil {
-			_, err2 = null.WriteString("x")
-		}
-		fmt.Printf("proc=%v null=%v tmp=%v\n", err == nil, err2 == nil, os.WriteFile("/tmp/x", nil, 0o600) == nil)
-		return 7
-	case "sleep":
-		time.Sleep(time.Hour)
-	case "cat":
-		b, err := os.ReadFile(args[1])
-		fmt.Printf("%s%v", b, err)
-	}
-	return 0
 }
 
 func start(t *testing.T, args ...string) (*sandbox.Process, *os.File) {
@@ -62,17 +28,13 @@ func start(t *testing.T, args ...string) (*sandbox.Process, *os.File) {
 	if err := os.WriteFile(filepath.Join(data, "file"), []byte("hello"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	p, err := sandbox.Start(sandbox.Spec{
 		Root: t.TempDir(), Mounts: []sandbox.Mount{{Source: data, Target: "/data/sub", ReadOnly: true}},
-		Binary: exe, BinaryPath: "/usr/local/bin/inmate", Args: append([]string{"inmate"}, args...),
+		Binary: nstest.TestApp(), BinaryPath: "/usr/local/bin/inmate", Args: append([]string{"inmate"}, args...),
 		Env: []string{"X=1", "PATH=/usr/local/bin"}, Dir: "/work", Hostname: "pod-1",
 	}, ns, nil, w, w)
 	w.Close()
@@ -97,8 +59,8 @@ func TestContainerSeesItsOwnWorld(t *testing.T) {
 }
 
 func TestExecEntersTheContainer(t *testing.T) {
-	p, _ := start(t, "sleep")
-	for _, binary := range []string{"", "/proc/self/exe"} {
+	p, _ := start(t, "serve")
+	for _, binary := range []string{"", nstest.TestApp()} {
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -146,10 +108,9 @@ func BenchmarkStart(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer ns.Close()
-	exe, _ := os.Executable()
 	root := b.TempDir()
 	for b.Loop() {
-		p, err := sandbox.Start(sandbox.Spec{Root: root, Binary: exe, BinaryPath: "/bin/inmate", Args: []string{"inmate", "none"}, Dir: "/", Hostname: "h"}, ns, nil, nil, nil)
+		p, err := sandbox.Start(sandbox.Spec{Root: root, Binary: nstest.TestApp(), BinaryPath: "/bin/inmate", Args: []string{"inmate", "print"}, Dir: "/", Hostname: "h"}, ns, nil, nil, nil)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -2,6 +2,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -29,6 +30,8 @@ func testapp(args []string) int {
 		}
 		fmt.Println("exiting with", code)
 		return code
+	case "show": // what a container sees of its world; see the tests of package sandbox
+		return show()
 	case "cat":
 		b, err := os.ReadFile(args[1])
 		if err != nil {
@@ -42,6 +45,25 @@ func testapp(args []string) int {
 		fmt.Printf("got %q\n", buf[:n])
 	}
 	return 0
+}
+
+func show() int {
+	host, _ := os.Hostname()
+	dir, _ := os.Getwd()
+	fmt.Printf("host=%s dir=%s pid=%d x=%s\n", host, dir, os.Getpid(), os.Getenv("X"))
+	b, err := os.ReadFile("/data/sub/file")
+	fmt.Printf("data=%s err=%v\n", b, err)
+	err = os.WriteFile("/data/sub/new", nil, 0o600)
+	fmt.Printf("readonly=%v\n", errors.Is(err, syscall.EROFS))
+	_, err = os.ReadDir("/home")
+	fmt.Printf("hosthome=%v\n", err == nil)
+	_, err = os.Stat("/proc/self/status")
+	null, nullErr := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if nullErr == nil {
+		_, nullErr = null.WriteString("x")
+	}
+	fmt.Printf("proc=%v null=%v tmp=%v\n", err == nil, nullErr == nil, os.WriteFile("/tmp/x", nil, 0o600) == nil)
+	return 7
 }
 
 func serve(args []string) int {
