@@ -1,8 +1,10 @@
 package node
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -359,8 +361,33 @@ func TestPartition(t *testing.T) {
 	if got := get(t, across); !strings.Contains(got, "hello from b") {
 		t.Fatalf("before: %q", got)
 	}
+	open, err := a.node.find("default", "a").dialHost(t.Context(), ib+":8080") // from inside Pod a
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	answers := bufio.NewReader(open)
+	askOpen := func(wait time.Duration) error {
+		_ = open.SetDeadline(time.Now().Add(wait))
+		if _, err := io.WriteString(open, "GET /env/HOSTNAME HTTP/1.1\r\nHost: b\r\n\r\n"); err != nil {
+			return err
+		}
+		resp, err := http.ReadResponse(answers, nil)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		_, err = io.Copy(io.Discard, resp.Body)
+		return err
+	}
+	if err := askOpen(5 * time.Second); err != nil {
+		t.Fatal(err)
+	}
 	if err := Partition(1, true); err != nil {
 		t.Fatal(err)
+	}
+	if err := askOpen(time.Second); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("open connection, cut off: %v, want it to stall", err)
 	}
 	// This test's own process asks Pod a from the node address of cluster 1, so it is on a's side.
 	if got := get(t, across); !strings.Contains(got, "deadline exceeded") {
@@ -377,5 +404,11 @@ func TestPartition(t *testing.T) {
 	}
 	if got := get(t, across); !strings.Contains(got, "hello from b") {
 		t.Errorf("joined again: %q", got)
+	}
+	if err := askOpen(10 * time.Second); err != nil {
+		t.Errorf("open connection, joined again: %v", err)
+	}
+	if err := Partition(1, false); err != nil {
+		t.Errorf("joining twice: %v", err)
 	}
 }

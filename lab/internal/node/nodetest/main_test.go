@@ -98,6 +98,15 @@ func (l *testLab) start(t *testing.T) error {
 	if err := l.run(control.EtcdCommand(os.Getenv(kubeEnv), etcd), "etcd"); err != nil {
 		return err
 	}
+	if err := l.startControlPlanes(); err != nil {
+		return err
+	}
+	t.Logf("control planes ready after %v", time.Since(began))
+	l.startNodes()
+	return nil
+}
+
+func (l *testLab) startControlPlanes() error {
 	cmd, err := control.ClusterCommand(os.Getenv(kubeEnv), l.clusters...)
 	if err != nil {
 		return err
@@ -112,9 +121,16 @@ func (l *testLab) start(t *testing.T) error {
 			return fmt.Errorf("%s: %w", c.Name, err)
 		}
 	}
-	t.Logf("control planes ready after %v", time.Since(began))
-	l.startNodes()
 	return nil
+}
+
+// controlPlaneOutage kills the control planes, calls during, and starts them again.
+func (l *testLab) controlPlaneOutage(during func()) error {
+	last := len(l.stops) - 1
+	l.stops[last]()
+	l.stops = l.stops[:last]
+	during()
+	return l.startControlPlanes()
 }
 
 // startNodes runs a node per cluster in this process, as the lab's daemon does.

@@ -206,6 +206,9 @@ func TestLogsExecPortForward(t *testing.T) {
 	if got, err := tryKubectl(t, c, "input", "exec", "-i", pod, "--", "testapp", "echo"); err != nil || got != `got "input"` {
 		t.Errorf("exec with input: %q, %v", got, err)
 	}
+	if got, err := tryKubectl(t, c, "typed\n", "exec", "-it", pod, "--", "testapp", "echo"); err != nil || !strings.Contains(got, `got "typed\n"`) {
+		t.Errorf("exec on a terminal: %q, %v", got, err)
+	}
 	if got, err := tryKubectl(t, c, "", "exec", pod, "--", "testapp", "exit", "5"); err == nil || !strings.Contains(got, "exit code 5") {
 		t.Errorf("exec exit code: %q, %v", got, err)
 	}
@@ -319,6 +322,106 @@ spec: {clusterIP: None, selector: {app: server}, ports: [{name: http, port: 8080
 	}
 	kubectl(t, a, "delete", "deployment/client", "service/client")
 	kubectl(t, b, "delete", "deployment/server", "service/server", "service/headless")
+}
+
+// Controllers that make Pods in their own ways.
+func TestJobDaemonSetStatefulSet(t *testing.T) {
+	c, _ := clusters(t)
+	apply(t, c, `
+apiVersion: batch/v1
+kind: Job
+metadata: {name: job}
+spec:
+  template:
+    spec: {restartPolicy: Never, containers: [{name: main, image: testapp, args: [print, done]}]}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: ds}
+spec:
+  selector: {matchLabels: {app: ds}}
+  template:
+    metadata: {labels: {app: ds}}
+    spec: {containers: [{name: main, image: testapp, args: [serve]}]}
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  serviceName: db
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec: {terminationGracePeriodSeconds: 5, containers: [{name: main, image: testapp, args: [serve]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: db}
+spec: {clusterIP: None, selector: {app: db}, ports: [{port: 8080}]}
+`)
+	kubectl(t, c, "wait", "--for=condition=Complete", "job/job", "--timeout=20s")
+	if got := kubectl(t, c, "logs", "job/job"); got != "done" {
+		t.Errorf("log of the Job: %q", got)
+	}
+	kubectl(t, c, "rollout", "status", "daemonset/ds", "--timeout=20s")
+	kubectl(t, c, "rollout", "status", "statefulset/db", "--timeout=20s")
+
+	// The same name again: after an orderly end, and when the object went without waiting for the process.
+	uid := func() string {
+		out, _ := tryKubectl(t, c, "", "get", "pod", "db-0", "--ignore-not-found", "-o", `jsonpath={.metadata.uid} {.status.conditions[?(@.type=="Ready")].status}`)
+		return out
+	}
+	for _, how := range [][]string{nil, {"--force", "--grace-period=0"}} {
+		old := first(uid())
+		kubectl(t, c, append([]string{"delete", "pod", "db-0"}, how...)...)
+		eventually(t, 10*time.Second, "true", func() string {
+			now := uid()
+			return fmt.Sprint(strings.HasSuffix(now, " True") && first(now) != old)
+		})
+		ip := kubectl(t, c, "get", "pod", "db-0", "-o", "jsonpath={.status.podIP}")
+		eventually(t, 5*time.Second, "hello", func() string { return first(get("http://" + ip + ":8080/")) })
+	}
+	kubectl(t, c, "delete", "job/job", "daemonset/ds", "statefulset/db", "service/db")
+	eventually(t, 15*time.Second, "", func() string { return kubectl(t, c, "get", "pods", "-o", "name") })
+}
+
+// The API server is away for a while: Pods go on, and what happened meanwhile is reported afterwards.
+func TestYControlPlaneOutage(t *testing.T) {
+	c, _ := clusters(t)
+	apply(t, c, web("lasting", ""))
+	rollout(t, c, "lasting")
+	pod, ip := podOf(t, c, "lasting")
+	if err := lab.controlPlaneOutage(func() {
+		get("http://" + ip + ":8080/touch/unready")
+		for range 20 {
+			if got := first(get("http://" + ip + ":8080/")); got != "hello" {
+				t.Errorf("Pod during the outage: %q", got)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 20*time.Second, "False", func() string {
+		out, _ := tryKubectl(t, c, "", "get", "pod", pod, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		return out
+	})
+	kubectl(t, c, "rollout", "restart", "deployment/lasting")
+	rollout(t, c, "lasting")
+	kubectl(t, c, "delete", "deployment/lasting", "service/lasting")
+}
+
+func TestManyPods(t *testing.T) {
+	c, _ := clusters(t)
+	const n = 40
+	apply(t, c, strings.Replace(web("many", ""), "replicas: 2", fmt.Sprintf("replicas: %d", n), 1))
+	began := time.Now()
+	rollout(t, c, "many")
+	t.Logf("%d Pods ready after %v", n, time.Since(began))
+	began = time.Now()
+	kubectl(t, c, "delete", "deployment/many", "service/many")
+	eventually(t, 20*time.Second, "", func() string { return kubectl(t, c, "get", "pods", "-l", "app=many", "-o", "name") })
+	t.Logf("gone after %v", time.Since(began))
 }
 
 // TestNodeRestart must be the last: it replaces the nodes.

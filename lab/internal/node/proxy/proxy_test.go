@@ -161,7 +161,7 @@ func TestTraffic(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, all, _ := net.ParseCIDR("10.10.0.0/16")
-	if err := netlink.AddrAdd(lo, &netlink.Addr{IPNet: all}); err != nil { // the whole range is local to the test
+	if err := netlink.AddrReplace(lo, &netlink.Addr{IPNet: all}); err != nil { // the whole range is local to the test
 		t.Fatal(err)
 	}
 	backend(t, "10.10.1.1:8080", "one")
