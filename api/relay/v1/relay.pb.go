@@ -36,20 +36,24 @@ const (
 	Goodbye_VERSION_SKEW       Goodbye_Reason = 6
 	Goodbye_PROTOCOL_ERROR     Goodbye_Reason = 7
 	Goodbye_OVERLOADED         Goodbye_Reason = 8
+	Goodbye_BAD_CERTIFICATE    Goodbye_Reason = 9  // expired, or not issued by the hub's signing CA: enrol again
+	Goodbye_BAD_TOKEN          Goodbye_Reason = 10 // unknown, expired or used: register again
 )
 
 // Enum value maps for Goodbye_Reason.
 var (
 	Goodbye_Reason_name = map[int32]string{
-		0: "REASON_UNSPECIFIED",
-		1: "SHUTTING_DOWN",
-		2: "NOT_REGISTERED",
-		3: "REVOKED",
-		4: "WRONG_CLUSTER",
-		5: "REPLACED",
-		6: "VERSION_SKEW",
-		7: "PROTOCOL_ERROR",
-		8: "OVERLOADED",
+		0:  "REASON_UNSPECIFIED",
+		1:  "SHUTTING_DOWN",
+		2:  "NOT_REGISTERED",
+		3:  "REVOKED",
+		4:  "WRONG_CLUSTER",
+		5:  "REPLACED",
+		6:  "VERSION_SKEW",
+		7:  "PROTOCOL_ERROR",
+		8:  "OVERLOADED",
+		9:  "BAD_CERTIFICATE",
+		10: "BAD_TOKEN",
 	}
 	Goodbye_Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED": 0,
@@ -61,6 +65,8 @@ var (
 		"VERSION_SKEW":       6,
 		"PROTOCOL_ERROR":     7,
 		"OVERLOADED":         8,
+		"BAD_CERTIFICATE":    9,
+		"BAD_TOKEN":          10,
 	}
 )
 
@@ -790,13 +796,18 @@ func (x *Position) GetVersion() uint64 {
 	return 0
 }
 
-// Chunk is a bounded piece of a log (see internal/relay/synclog). Items are in ascending version order.
+// Chunk is a bounded piece of a log (see internal/relay/synclog): all of it that lies after `after` and up to `through`.
+// Items are in ascending version order. A chunk fits only a receiver whose position is (epoch, after); after = 0 begins anew.
 type Chunk struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Epoch string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Items []*Item                `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
-	// head is the sender's version when the chunk was made: a receiver that has reached a head once holds a complete state.
-	Head          uint64 `protobuf:"varint,3,opt,name=head,proto3" json:"head,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Epoch   string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Items   []*Item                `protobuf:"bytes,2,rep,name=items,proto3" json:"items,omitempty"`
+	Head    uint64                 `protobuf:"varint,3,opt,name=head,proto3" json:"head,omitempty"` // the sender's version when the chunk was made
+	After   uint64                 `protobuf:"varint,4,opt,name=after,proto3" json:"after,omitempty"`
+	Through uint64                 `protobuf:"varint,5,opt,name=through,proto3" json:"through,omitempty"` // the receiver's version once it has taken the chunk
+	// complete says that what the receiver holds now is the sender's whole state: only then does absence mean anything.
+	// True only where through = head, and only if the sender itself knows its whole state.
+	Complete      bool `protobuf:"varint,6,opt,name=complete,proto3" json:"complete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -850,6 +861,27 @@ func (x *Chunk) GetHead() uint64 {
 		return x.Head
 	}
 	return 0
+}
+
+func (x *Chunk) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
+}
+
+func (x *Chunk) GetThrough() uint64 {
+	if x != nil {
+		return x.Through
+	}
+	return 0
+}
+
+func (x *Chunk) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
 }
 
 // Item is one keyed value. Values larger than a chunk are sent in parts, all with the same version.
@@ -948,6 +980,7 @@ func (x *Item) GetParts() uint32 {
 type Ack struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Position      *Position              `protobuf:"bytes,1,opt,name=position,proto3" json:"position,omitempty"`
+	Chunks        uint64                 `protobuf:"varint,2,opt,name=chunks,proto3" json:"chunks,omitempty"` // chunks received in this session: what the sender may forget of its window
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -987,6 +1020,13 @@ func (x *Ack) GetPosition() *Position {
 		return x.Position
 	}
 	return nil
+}
+
+func (x *Ack) GetChunks() uint64 {
+	if x != nil {
+		return x.Chunks
+	}
+	return 0
 }
 
 // Heartbeat and its reply are a four-stamp clock exchange (RFC 5905, section 8), in nanoseconds since the Unix epoch.
@@ -1221,11 +1261,14 @@ const file_relay_v1_relay_proto_rawDesc = "" +
 	"\x11heartbeat_seconds\x18\x05 \x01(\rR\x10heartbeatSeconds\":\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"]\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\"\xa9\x01\n" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12*\n" +
 	"\x05items\x18\x02 \x03(\v2\x14.ambit.relay.v1.ItemR\x05items\x12\x12\n" +
-	"\x04head\x18\x03 \x01(\x04R\x04head\"\xa2\x01\n" +
+	"\x04head\x18\x03 \x01(\x04R\x04head\x12\x14\n" +
+	"\x05after\x18\x04 \x01(\x04R\x05after\x12\x18\n" +
+	"\athrough\x18\x05 \x01(\x04R\athrough\x12\x1a\n" +
+	"\bcomplete\x18\x06 \x01(\bR\bcomplete\"\xa2\x01\n" +
 	"\x04Item\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1233,9 +1276,10 @@ const file_relay_v1_relay_proto_rawDesc = "" +
 	"\adeleted\x18\x04 \x01(\bR\adeleted\x12\x14\n" +
 	"\x05value\x18\x05 \x01(\fR\x05value\x12\x12\n" +
 	"\x04part\x18\x06 \x01(\rR\x04part\x12\x14\n" +
-	"\x05parts\x18\a \x01(\rR\x05parts\";\n" +
+	"\x05parts\x18\a \x01(\rR\x05parts\"S\n" +
 	"\x03Ack\x124\n" +
-	"\bposition\x18\x01 \x01(\v2\x18.ambit.relay.v1.PositionR\bposition\"R\n" +
+	"\bposition\x18\x01 \x01(\v2\x18.ambit.relay.v1.PositionR\bposition\x12\x16\n" +
+	"\x06chunks\x18\x02 \x01(\x04R\x06chunks\"R\n" +
 	"\tHeartbeat\x12\x0e\n" +
 	"\x02t1\x18\x01 \x01(\x03R\x02t1\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x1d\n" +
@@ -1244,11 +1288,11 @@ const file_relay_v1_relay_proto_rawDesc = "" +
 	"\x0eHeartbeatReply\x12\x0e\n" +
 	"\x02t1\x18\x01 \x01(\x03R\x02t1\x12\x0e\n" +
 	"\x02t2\x18\x02 \x01(\x03R\x02t2\x12\x0e\n" +
-	"\x02t3\x18\x03 \x01(\x03R\x02t3\"\xb9\x02\n" +
+	"\x02t3\x18\x03 \x01(\x03R\x02t3\"\xdd\x02\n" +
 	"\aGoodbye\x126\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1e.ambit.relay.v1.Goodbye.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12.\n" +
-	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\xab\x01\n" +
+	"\x13retry_after_seconds\x18\x03 \x01(\rR\x11retryAfterSeconds\"\xcf\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSHUTTING_DOWN\x10\x01\x12\x12\n" +
@@ -1259,7 +1303,10 @@ const file_relay_v1_relay_proto_rawDesc = "" +
 	"\fVERSION_SKEW\x10\x06\x12\x12\n" +
 	"\x0ePROTOCOL_ERROR\x10\a\x12\x0e\n" +
 	"\n" +
-	"OVERLOADED\x10\b2Q\n" +
+	"OVERLOADED\x10\b\x12\x13\n" +
+	"\x0fBAD_CERTIFICATE\x10\t\x12\r\n" +
+	"\tBAD_TOKEN\x10\n" +
+	"2Q\n" +
 	"\tEnrolment\x12D\n" +
 	"\x05Enrol\x12\x1c.ambit.relay.v1.EnrolRequest\x1a\x1d.ambit.relay.v1.EnrolResponse2\x99\x01\n" +
 	"\x05Relay\x12J\n" +
