@@ -1,0 +1,64 @@
+// Package kube knows how to talk to a Kubernetes API server, and nothing of a mesh.
+//
+// In: where the API server is. Out: a scheme, a client that reads from the API server, and a cache of the few objects asked for.
+// It must not hold rules, names of our objects, or global state.
+package kube
+
+import (
+	"fmt"
+	"time"
+
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+)
+
+// Scheme returns the kinds the server and the agent use. Few on purpose: every known kind costs memory.
+func Scheme() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, coordinationv1.AddToScheme, admissionv1.AddToScheme, adminv2.AddToScheme} {
+		if err := add(s); err != nil {
+			return nil, fmt.Errorf("register kinds: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// Config finds the API server: the kubeconfig file and context given, else $KUBECONFIG's rules when a context is given, else the cluster this process runs in.
+func Config(kubeconfig, context, userAgent string) (*rest.Config, error) {
+	var cfg *rest.Config
+	var err error
+	if kubeconfig == "" && context == "" {
+		if cfg, err = rest.InClusterConfig(); err != nil {
+			return nil, fmt.Errorf("not in a Pod with a service account token (outside one, give --kubeconfig): %w", err)
+		}
+	} else {
+		rules := clientcmd.NewDefaultClientConfigLoadingRules()
+		rules.ExplicitPath = kubeconfig
+		cfg, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: context}).ClientConfig()
+		if err != nil {
+			return nil, fmt.Errorf("kubeconfig %q, context %q: %w", kubeconfig, context, err)
+		}
+	}
+	cfg = rest.CopyConfig(cfg)
+	cfg.UserAgent = userAgent
+	cfg.QPS, cfg.Burst = 50, 100
+	return cfg, nil
+}
+
+// Client returns a client that asks the API server every time; each request is given up after timeout.
+func Client(cfg *rest.Config, scheme *runtime.Scheme, timeout time.Duration) (client.Client, error) {
+	cfg = rest.CopyConfig(cfg)
+	cfg.Timeout = timeout
+	c, err := client.New(cfg, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("client for %s: %w", cfg.Host, err)
+	}
+	return c, nil
+}
