@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -122,6 +123,7 @@ func TestLab(t *testing.T) {
 		l.refuses([]string{"cluster-1", "lab down"}, "up", "--clusters", "3")
 	})
 	t.Run("demo", func(t *testing.T) { testDemo(t, l) })
+	t.Run("ui", func(t *testing.T) { testUI(t, l) })
 	t.Run("rollout", func(t *testing.T) {
 		for _, verb := range []string{"restart", "status"} { // as the operators' page has it
 			if out, err := l.kubectl("--context", "cluster-1", "-n", "istio-system", "rollout", verb, "deploy/istiod-gloo"); err != nil {
@@ -157,6 +159,43 @@ func testDemo(t *testing.T, l *lab) {
 		if !strings.Contains(out, fmt.Sprintf("%q: %q", "service", service)) {
 			t.Errorf("no answer of %s in %s", service, out)
 		}
+	}
+}
+
+// testUI puts a server where the product's UI will be; the lab's port of the
+// host leads to it.
+func testUI(t *testing.T, l *lab) {
+	manifest := filepath.Join(t.TempDir(), "ui.yaml")
+	err := os.WriteFile(manifest, []byte(`
+{apiVersion: v1, kind: Namespace, metadata: {name: gloo-mesh}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: ui, namespace: gloo-mesh, labels: {app: ui}},
+ spec: {containers: [{name: ui, image: labapp, env: [{name: PORT, value: "8090"}], readinessProbe: {httpGet: {path: /health, port: 8090}}}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: gloo-mesh-ui, namespace: gloo-mesh},
+ spec: {selector: {app: ui}, ports: [{port: 8090}]}}
+`), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := l.kubectl("--context", "mgmt", "apply", "-f", manifest); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	lab, err := l.dir.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := fmt.Sprintf("http://127.0.0.1:%d/", lab.UIPort)
+	l.eventually("UI answers on the host", func() bool {
+		resp, err := http.Get(url) //nolint:noctx // bounded by the lab's own time-outs
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+	if out := l.must("up"); !strings.Contains(out, strings.TrimSuffix(url, "/")) {
+		t.Errorf("up does not print the address of the UI:\n%s", out)
 	}
 }
 

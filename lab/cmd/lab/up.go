@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -101,8 +102,11 @@ func up(ctx context.Context, dir state.Dir, o upOptions, chosen bool, out *print
 	}
 	fmt.Fprintln(out.w, "stopping the half-started lab ...")
 	_ = cmd.Process.Signal(syscall.SIGTERM)
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait()
+		close(ended)
+	}()
 	select {
 	case <-ended:
 	case <-time.After(20 * time.Second):
@@ -145,7 +149,7 @@ func launch(ctx context.Context, dir state.Dir, lab *state.Lab, out *printer) (*
 	if err != nil {
 		return nil, err
 	}
-	defer control.Close()
+	defer func() { _ = control.Close() }()
 	if err := dir.Save(lab); err != nil {
 		return nil, err
 	}
@@ -175,12 +179,22 @@ func watch(ctx context.Context, dir state.Dir, out *printer) error {
 		out.step(e.Cluster, e.Text)
 	})
 	if err != nil {
-		return fmt.Errorf("%w; the daemon's log is %s", err, dir.DaemonLog())
+		return fmt.Errorf("%w; the end of its log, %s:\n%s", err, dir.DaemonLog(), lastLines(dir.DaemonLog(), 5))
 	}
 	if failure != "" {
 		return fmt.Errorf("%s\nwhat was started goes on running: look with `lab status --state %[2]s` and `lab logs --state %[2]s`, end it with `lab down --state %[2]s`", failure, dir)
 	}
 	return nil
+}
+
+// lastLines returns the last n lines of a file.
+func lastLines(file string, n int) string {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
 // join shows a lab that runs already.

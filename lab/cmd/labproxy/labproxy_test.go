@@ -216,7 +216,7 @@ func (m *mesh) connect(cert tls.Certificate, trust *authority, target string) (s
 	roots.AddCert(trust.cert)
 	var server string
 	tr := &http.Transport{Protocols: new(http.Protocols), TLSClientConfig: &tls.Config{
-		Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12, //nolint:gosec // verified below
+		Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12,
 		VerifyConnection: func(cs tls.ConnectionState) (err error) {
 			server, err = verifyPeer(cs.PeerCertificates, roots, x509.ExtKeyUsageServerAuth)
 			return err
@@ -358,7 +358,7 @@ func TestNotReady(t *testing.T) {
 	ca := newAuthority(t, "root-a")
 	dir := t.TempDir()
 	id := newIdentity(config{caAddress: "127.0.0.1:1", rootFile: filepath.Join(dir, "missing")}, slog.New(slog.DiscardHandler))
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- id.run(ctx) }()
 	rec := func() int {
@@ -391,7 +391,7 @@ func TestPassthrough(t *testing.T) {
 		defer c.Close()
 		_, _ = io.Copy(c, c) // echoes until the client has closed its side
 	}()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	free := listen(t)
 	addr := free.Addr().String()

@@ -97,7 +97,7 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 		case <-ctx.Done():
 			return nil
 		}
-		l, err := net.Listen("tcp", ":15008")
+		l, err := net.Listen("tcp", ":15008") //nolint:gosec // all addresses of the Pod, as Envoy does
 		if err != nil {
 			return err
 		}

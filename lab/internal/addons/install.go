@@ -10,10 +10,11 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
 
+// The kinds that are waited for.
 var (
-	deployments = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}
-	gateways    = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}
-	crds        = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
+	deployments = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}                               //nolint:gochecknoglobals // a constant in all but name
+	gateways    = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}             //nolint:gochecknoglobals // as above
+	crds        = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"} //nolint:gochecknoglobals // as above
 )
 
 // readyTimeout bounds the wait for each part of a cluster.
@@ -85,6 +86,19 @@ func (in *Installer) Install(ctx context.Context, cl Cluster, done func(Step)) e
 		return fmt.Errorf("cluster %q: %w", cl.Name, err)
 	}
 	step("ready")
+	return nil
+}
+
+// NodeReady returns when the node of a cluster is ready.
+func NodeReady(ctx context.Context, cl Cluster, node string) error {
+	c, err := newClient(cl.Kubeconfig)
+	if err == nil {
+		nodes := schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
+		err = c.ready(ctx, nodes, "", node, func(o *unstructured.Unstructured) (bool, string) { return condition(o, "Ready") })
+	}
+	if err != nil {
+		return fmt.Errorf("cluster %q: %w", cl.Name, err)
+	}
 	return nil
 }
 

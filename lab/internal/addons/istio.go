@@ -2,6 +2,7 @@ package addons
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -35,8 +36,11 @@ type Sources struct {
 // standard channel.
 func CRDs(src Sources) ([]*unstructured.Unstructured, error) {
 	files, err := filepath.Glob(filepath.Join(src.GatewayAPIDir, "config/crd/standard/gateway.networking.k8s.io_*.yaml"))
-	if err != nil || len(files) == 0 {
-		return nil, fmt.Errorf("no Gateway API CRDs in %s (%v)", src.GatewayAPIDir, err)
+	if err != nil {
+		return nil, fmt.Errorf("CRDs of the Gateway API: %w", err)
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("no CRDs of the Gateway API in %s", src.GatewayAPIDir)
 	}
 	files = append(files, filepath.Join(src.IstioDir, "manifests/charts/base/files/crd-all.gen.yaml"))
 	var out []*unstructured.Unstructured
@@ -174,7 +178,7 @@ func decode(data []byte) ([]*unstructured.Unstructured, error) {
 	for {
 		o := &unstructured.Unstructured{}
 		err := d.Decode(&o.Object)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return out, nil
 		}
 		if err != nil {

@@ -201,12 +201,13 @@ func (d *daemon) bringUpCluster(ctx, units context.Context, c control.Cluster, i
 	d.progress.step(c.Name, "API server ready")
 	name := "node/" + c.Name
 	d.super.add(units, newUnit(name, c.Name, d.node(c)))
+	cl := addons.Cluster{Name: c.Name, Kubeconfig: c.AdminKubeconfig()}
+	var err error
 	if c.Name == state.Mgmt {
-		return nil
+		err = addons.NodeReady(ctx, cl, c.NodeName())
+	} else {
+		err = in.Install(ctx, cl, func(s addons.Step) { d.progress.step(s.Cluster, s.What) })
 	}
-	err := in.Install(ctx, addons.Cluster{Name: c.Name, Kubeconfig: c.AdminKubeconfig()}, func(s addons.Step) {
-		d.progress.step(s.Cluster, s.What)
-	})
 	if err != nil {
 		return d.withUnitErrors(err, "kube/"+c.Name, name)
 	}
@@ -215,7 +216,7 @@ func (d *daemon) bringUpCluster(ctx, units context.Context, c control.Cluster, i
 
 // node is the runFunc of a cluster's node, which runs in this process.
 func (d *daemon) node(c control.Cluster) runFunc {
-	log, err := os.OpenFile(d.dir.LogOf("node/"+c.Name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	log, err := os.OpenFile(d.dir.LogOf("node/"+c.Name), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return func(context.Context, func(int)) error { return err }
 	}

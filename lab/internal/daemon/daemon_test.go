@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -28,11 +29,11 @@ import (
 func TestSupervisor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		runs := 0
+		var runs atomic.Int64
 		u := newUnit("kube/x", "x", func(ctx context.Context, started func(int)) error {
-			runs++
-			started(100 + runs)
-			if runs <= 3 {
+			run := int(runs.Add(1))
+			started(100 + run)
+			if run <= 3 {
 				return errors.New("port taken")
 			}
 			<-ctx.Done()
@@ -42,8 +43,8 @@ func TestSupervisor(t *testing.T) {
 		s.add(ctx, u)
 		time.Sleep(minBackoff + 2*minBackoff + time.Millisecond) // two back-offs
 		synctest.Wait()
-		if c := u.component(); runs != 3 || c.Restarts != 3 || c.LastErr != "port taken" || c.State != StateBackoff {
-			t.Errorf("after two back-offs: %d runs, %+v", runs, c)
+		if c := u.component(); runs.Load() != 3 || c.Restarts != 3 || c.LastErr != "port taken" || c.State != StateBackoff {
+			t.Errorf("after two back-offs: %d runs, %+v", runs.Load(), c)
 		}
 		time.Sleep(maxBackoff)
 		synctest.Wait()
@@ -57,7 +58,7 @@ func TestSupervisor(t *testing.T) {
 			t.Errorf("stopped: %+v", c)
 		}
 		time.Sleep(time.Minute)
-		if runs != 4 {
+		if runs.Load() != 4 {
 			t.Errorf("a stopped unit ran again")
 		}
 		u.start()

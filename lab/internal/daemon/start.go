@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
+	"strings"
 	"syscall"
 
 	"ambitmesh.dev/ambit/lab/internal/state"
@@ -18,7 +20,7 @@ const firstFD = 3
 // Start runs this program's hidden `daemon` command in namespaces of its own
 // and hands it the sockets. The daemon outlives the terminal and the caller.
 func Start(dir state.Dir, control *net.UnixListener, ls *state.Listeners) (*exec.Cmd, error) {
-	log, err := os.OpenFile(dir.DaemonLog(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	log, err := os.OpenFile(dir.DaemonLog(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("daemon log: %w", err)
 	}
@@ -43,6 +45,7 @@ func Start(dir state.Dir, control *net.UnixListener, ls *state.Listeners) (*exec
 	}
 	cmd := exec.Command(self, "daemon", "--state", string(dir))
 	cmd.Dir = "/"
+	cmd.Env = withoutProxies(os.Environ())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = append([]*os.File{sock}, files...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -60,14 +63,23 @@ func Start(dir state.Dir, control *net.UnixListener, ls *state.Listeners) (*exec
 	return cmd, nil
 }
 
+// withoutProxies drops the settings of a proxy: it is for the host's network,
+// and the lab's clients would send their calls to 10.x there.
+func withoutProxies(env []string) []string {
+	return slices.DeleteFunc(env, func(kv string) bool {
+		key, _, _ := strings.Cut(kv, "=")
+		return strings.HasSuffix(strings.ToLower(key), "_proxy")
+	})
+}
+
 // explain says what a machine lacks that refuses namespaces.
 func explain(err error) error {
 	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EACCES) {
 		return fmt.Errorf("this machine does not let you make namespaces (%w): allow unprivileged user namespaces "+
 			"(sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0, user.max_user_namespaces>0) or run as root; "+
-			"in a container, give it CAP_SYS_ADMIN", err)
+			"in a container, give it CAP_SYS_ADMIN and an unmasked /proc", err)
 	}
-	return fmt.Errorf("start the daemon: %w", err)
+	return fmt.Errorf("enter namespaces: %w", err)
 }
 
 // inherit turns the handed-in descriptors back into listeners.
@@ -92,10 +104,10 @@ func enter() error {
 		return errors.New("not process 1 of a pid namespace: the daemon is started by `lab up` only")
 	}
 	if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+		return explain(fmt.Errorf("make mounts private: %w", err))
 	}
 	if err := syscall.Mount("proc", "/proc", "proc", syscall.MS_NOSUID|syscall.MS_NODEV|syscall.MS_NOEXEC, ""); err != nil {
-		return fmt.Errorf("mount /proc: %w (in a container: it needs an unmasked /proc)", err)
+		return explain(fmt.Errorf("mount /proc: %w", err))
 	}
 	if err := syscall.Sethostname([]byte("ambit-lab")); err != nil {
 		return fmt.Errorf("set host name: %w", err)

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -200,7 +201,7 @@ func (d *daemon) uiAddress(ctx context.Context) (string, error) {
 	ip, _, _ := unstructured.NestedString(svc.Object, "spec", "clusterIP")
 	ports, _, _ := unstructured.NestedSlice(svc.Object, "spec", "ports")
 	if ip == "" || ip == "None" || len(ports) == 0 {
-		return "", fmt.Errorf("Service gloo-mesh-ui has no address")
+		return "", errors.New("the Service gloo-mesh-ui has no address")
 	}
 	port := ports[0].(map[string]any)["port"] //nolint:forcetypeassert // the API server's own shape
 	return fmt.Sprintf("%s:%v", ip, port), nil

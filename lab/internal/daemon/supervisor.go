@@ -22,7 +22,9 @@ const (
 	minBackoff = 500 * time.Millisecond
 	maxBackoff = 10 * time.Second
 	goodRun    = 30 * time.Second // a run this long resets the back-off
-	grace      = 8 * time.Second  // between SIGTERM and SIGKILL
+	// grace is between SIGTERM and SIGKILL. API servers take longer than anyone
+	// wants to wait when clients watch; what they know is in etcd.
+	grace = 3 * time.Second
 )
 
 // runFunc does the work of a unit until ctx ends. It calls started once, with
@@ -160,7 +162,7 @@ func process(command func() (*exec.Cmd, error), log string) runFunc {
 		if err != nil {
 			return err
 		}
-		out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
 			return err
 		}
@@ -170,10 +172,13 @@ func process(command func() (*exec.Cmd, error), log string) runFunc {
 			return fmt.Errorf("start: %w", err)
 		}
 		started(cmd.Process.Pid)
-		done := make(chan error, 1)
-		go func() { done <- cmd.Wait() }()
+		done := make(chan struct{})
+		go func() {
+			err = cmd.Wait()
+			close(done)
+		}()
 		select {
-		case err := <-done:
+		case <-done:
 			if err == nil {
 				err = errors.New("exit status 0")
 			}

@@ -127,21 +127,50 @@ func Open(path string) (Dir, error) {
 }
 
 // The entries of a state directory. Everything the lab makes is in one of them.
-func (d Dir) file() string               { return filepath.Join(string(d), "lab.json") }
-func (d Dir) lock() string               { return filepath.Join(string(d), "lock") }
-func (d Dir) Socket() string             { return filepath.Join(string(d), "lab.sock") }
-func (d Dir) Kubeconfig() string         { return filepath.Join(string(d), "kubeconfig") }
-func (d Dir) DaemonLog() string          { return filepath.Join(d.Logs(), "daemon.log") }
-func (d Dir) Logs() string               { return filepath.Join(string(d), "logs") }
-func (d Dir) Images() string             { return filepath.Join(string(d), "images") }
-func (d Dir) Bin() string                { return filepath.Join(string(d), "bin") }
-func (d Dir) Etcd() string               { return filepath.Join(string(d), "etcd") }
-func (d Dir) Clusters() string           { return filepath.Join(string(d), "clusters") }
-func (d Dir) Cluster(name string) string { return filepath.Join(d.Clusters(), name) }
-func (d Dir) InnerKubeconfig() string    { return filepath.Join(d.Clusters(), "kubeconfig") }
-func (d Dir) People() string             { return filepath.Join(string(d), "people") }
+
+func (d Dir) file() string { return d.join("lab.json") }
+func (d Dir) lock() string { return d.join("lock") }
+
+// Socket is the control socket of the daemon.
+func (d Dir) Socket() string { return d.join("lab.sock") }
+
+// Kubeconfig is for people: API servers at their ports of 127.0.0.1.
+func (d Dir) Kubeconfig() string { return d.join("kubeconfig") }
+
+// InnerKubeconfig has the same contexts and user, with addresses inside the lab.
+func (d Dir) InnerKubeconfig() string { return d.join("clusters", "kubeconfig") }
+
+// Clusters has a folder for each cluster.
+func (d Dir) Clusters() string { return d.join("clusters") }
+
+// Cluster is the folder of one cluster.
+func (d Dir) Cluster(name string) string { return d.join("clusters", name) }
+
+// People has the certificates of people.
+func (d Dir) People() string { return d.join("people") }
+
+// Etcd is etcd's data folder.
+func (d Dir) Etcd() string { return d.join("etcd") }
+
+// Images has the programs that stand for images.
+func (d Dir) Images() string { return d.join("images") }
+
+// Bin has programs for people (kubectl, meshctl) and those that Images links to.
+func (d Dir) Bin() string { return d.join("bin") }
+
+// Logs has a file for each component.
+func (d Dir) Logs() string { return d.join("logs") }
+
+// LogOf is the log of a component, e.g. kube/mgmt.
 func (d Dir) LogOf(component string) string {
-	return filepath.Join(d.Logs(), strings.ReplaceAll(component, "/", "-")+".log")
+	return d.join("logs", strings.ReplaceAll(component, "/", "-")+".log")
+}
+
+// DaemonLog is the log of the daemon itself.
+func (d Dir) DaemonLog() string { return d.LogOf("daemon") }
+
+func (d Dir) join(elem ...string) string {
+	return filepath.Join(append([]string{string(d)}, elem...)...)
 }
 
 // ErrNoLab says that a state directory has no lab.
