@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -45,18 +47,19 @@ type component struct {
 }
 
 // runClusters starts the control planes one after the other and runs them until
-// ctx ends or one component returns. Then it stops all, in the reverse of the
-// order of their start, and returns the error of the first that failed, with
-// the component's name. They must start one at a time: see registry.go.
-func runClusters(ctx context.Context, cfg config) (err error) {
+// ctx ends or one component returns. Then it stops all, in each cluster in the
+// reverse of the order of their start, and returns the error of the first that
+// failed, with the component's name. They must start one at a time: see registry.go.
+func runClusters(ctx context.Context, cfg config) error {
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
-	var running []*component
+	running := map[string][]*component{} // by cluster, in the order of their start
 	failed := make(chan *component, 3*len(cfg.Clusters))
 	defer func() {
-		for i := len(running) - 1; i >= 0; i-- {
-			running[i].stop()
-			<-running[i].done
+		var all sync.WaitGroup
+		for _, components := range running {
+			all.Go(func() { stopComponents(components) })
 		}
+		all.Wait()
 	}()
 
 	start := func(cluster, name string, run func(context.Context) error) *component {
@@ -64,7 +67,7 @@ func runClusters(ctx context.Context, cfg config) (err error) {
 		cctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		cctx = klog.NewContext(cctx, klog.LoggerWithName(klog.Background(), cluster))
 		c := &component{name: fmt.Sprintf("cluster %q: %s", cluster, name), stop: cancel, done: make(chan struct{})}
-		running = append(running, c)
+		running[cluster] = append(running[cluster], c)
 		go func() {
 			c.err = run(cctx)
 			close(c.done)
@@ -85,6 +88,14 @@ func runClusters(ctx context.Context, cfg config) (err error) {
 		return nil
 	case c := <-failed:
 		return c.failure()
+	}
+}
+
+// stopComponents stops the last first: an API server outlives its clients.
+func stopComponents(components []*component) {
+	for _, c := range slices.Backward(components) {
+		c.stop()
+		<-c.done
 	}
 }
 

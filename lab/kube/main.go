@@ -87,6 +87,7 @@ func clusterMain(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	if err := runClusters(ctx, cfg); err != nil {
 		fmt.Fprintln(os.Stderr, "kube cluster:", err)
 		return 1

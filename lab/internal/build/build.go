@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -125,6 +126,9 @@ func (b *Binaries) set(t Target, dir string) {
 	}
 }
 
+// keepUnused is how long what nobody asked for stays in the cache.
+const keepUnused = 30 * 24 * time.Hour
+
 // ensure returns the folder of a recipe's output, after building it if need be.
 func ensure(ctx context.Context, cache string, r recipe, progress func(string, ...any)) (string, error) {
 	g, err := findGo(ctx, r.module)
@@ -137,7 +141,7 @@ func ensure(ctx context.Context, cache string, r recipe, progress func(string, .
 	}
 	final := filepath.Join(cache, r.name+"-"+sum)
 	if isDir(final) {
-		return final, nil
+		return final, touch(final)
 	}
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return "", err
@@ -152,7 +156,7 @@ func ensure(ctx context.Context, cache string, r recipe, progress func(string, .
 	if isDir(final) { // the other process has built it
 		return final, nil
 	}
-	if err := removeLeftovers(cache, r.name+"-"+sum); err != nil {
+	if err := errors.Join(removeLeftovers(cache, r.name+"-"+sum), removeUnused(cache, r.name, time.Now())); err != nil {
 		return "", err
 	}
 	tmp, err := os.MkdirTemp(cache, tmpPrefix(r.name+"-"+sum))
@@ -185,6 +189,32 @@ func removeLeftovers(cache, name string) error {
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), tmpPrefix(name)) {
+			err = errors.Join(err, os.RemoveAll(filepath.Join(cache, e.Name())))
+		}
+	}
+	return err
+}
+
+// touch records that a folder of the cache is in use. Somebody else's cache, which can
+// only be read, is fine too.
+func touch(dir string) error {
+	now := time.Now()
+	if err := os.Chtimes(dir, now, now); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
+}
+
+// removeUnused removes older builds of the same target that nobody has asked for in
+// a long time.
+func removeUnused(cache, name string, now time.Time) error {
+	entries, err := os.ReadDir(cache)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		fi, e2 := e.Info()
+		if e2 == nil && fi.IsDir() && strings.HasPrefix(e.Name(), name+"-") && fi.ModTime().Add(keepUnused).Before(now) {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(cache, e.Name())))
 		}
 	}

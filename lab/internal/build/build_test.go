@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -184,6 +185,27 @@ func TestConcurrentEnsuresBuildOnce(t *testing.T) {
 	silent := func(format string, args ...any) { t.Errorf("from the cache, yet: "+format, args...) }
 	if again, err := ensure(t.Context(), cache, tinyRecipe(module), silent); err != nil || again != dirs[0] {
 		t.Errorf("from the cache: got %q, %v, want %q", again, err, dirs[0])
+	}
+}
+
+func TestUnusedBuildsAreRemoved(t *testing.T) {
+	module, cache := tinyModule(t), t.TempDir()
+	old := time.Now().Add(-2 * keepUnused)
+	for name, used := range map[string]time.Time{"tiny-1": old, "tiny-2": time.Now(), "other-1": old} {
+		dir := filepath.Join(cache, name)
+		if err := errors.Join(os.Mkdir(dir, 0o755), os.Chtimes(dir, used, used)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, err := ensure(t.Context(), cache, tinyRecipe(module), t.Logf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"other-1", "tiny-2", filepath.Base(dir)}
+	got := folders(t, cache)
+	sort.Strings(want)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the cache (-want +got):\n%s", diff)
 	}
 }
 

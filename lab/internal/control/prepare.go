@@ -19,7 +19,8 @@ const masters = "system:masters"
 // Prepare writes what the cluster's control plane, node and users need to know:
 // certificates, service account keys and kubeconfigs. What is there and still fits is
 // kept, so a cluster that stops and starts keeps its identity. Clusters of one lab
-// share the certificate authority for people and must be prepared one after the other.
+// share the certificate authority for people, which the first Prepare makes: prepare
+// one cluster, then the others, at the same time if need be.
 func Prepare(c Cluster) error {
 	if err := c.validate(); err != nil {
 		return err
