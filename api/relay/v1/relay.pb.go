@@ -748,6 +748,7 @@ type Position struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Base          uint64                 `protobuf:"varint,3,opt,name=base,proto3" json:"base,omitempty"` // as in the chunk that began this log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -796,6 +797,13 @@ func (x *Position) GetVersion() uint64 {
 	return 0
 }
 
+func (x *Position) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
+}
+
 // Chunk is a bounded piece of a log (see internal/relay/synclog): all of it that lies after `after` and up to `through`.
 // Items are in ascending version order. A chunk fits only a receiver whose position is (epoch, after); after = 0 begins anew.
 type Chunk struct {
@@ -807,7 +815,8 @@ type Chunk struct {
 	Through uint64                 `protobuf:"varint,5,opt,name=through,proto3" json:"through,omitempty"` // the receiver's version once it has taken the chunk
 	// complete says that what the receiver holds now is the sender's whole state: only then does absence mean anything.
 	// True only where through = head, and only if the sender itself knows its whole state.
-	Complete      bool `protobuf:"varint,6,opt,name=complete,proto3" json:"complete,omitempty"`
+	Complete      bool   `protobuf:"varint,6,opt,name=complete,proto3" json:"complete,omitempty"`
+	Base          uint64 `protobuf:"varint,7,opt,name=base,proto3" json:"base,omitempty"` // deletions up to here were forgotten before this receiver began anew: they don't concern it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -882,6 +891,13 @@ func (x *Chunk) GetComplete() bool {
 		return x.Complete
 	}
 	return false
+}
+
+func (x *Chunk) GetBase() uint64 {
+	if x != nil {
+		return x.Base
+	}
+	return 0
 }
 
 // Item is one keyed value. Values larger than a chunk are sent in parts, all with the same version.
@@ -1258,17 +1274,19 @@ const file_relay_v1_relay_proto_rawDesc = "" +
 	"\bprotocol\x18\x02 \x01(\rR\bprotocol\x126\n" +
 	"\tinventory\x18\x03 \x01(\v2\x18.ambit.relay.v1.PositionR\tinventory\x12>\n" +
 	"\ftrust_bundle\x18\x04 \x01(\v2\x1b.ambit.relay.v1.TrustBundleR\vtrustBundle\x12+\n" +
-	"\x11heartbeat_seconds\x18\x05 \x01(\rR\x10heartbeatSeconds\":\n" +
+	"\x11heartbeat_seconds\x18\x05 \x01(\rR\x10heartbeatSeconds\"N\n" +
 	"\bPosition\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x18\n" +
-	"\aversion\x18\x02 \x01(\x04R\aversion\"\xa9\x01\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
+	"\x04base\x18\x03 \x01(\x04R\x04base\"\xbd\x01\n" +
 	"\x05Chunk\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12*\n" +
 	"\x05items\x18\x02 \x03(\v2\x14.ambit.relay.v1.ItemR\x05items\x12\x12\n" +
 	"\x04head\x18\x03 \x01(\x04R\x04head\x12\x14\n" +
 	"\x05after\x18\x04 \x01(\x04R\x05after\x12\x18\n" +
 	"\athrough\x18\x05 \x01(\x04R\athrough\x12\x1a\n" +
-	"\bcomplete\x18\x06 \x01(\bR\bcomplete\"\xa2\x01\n" +
+	"\bcomplete\x18\x06 \x01(\bR\bcomplete\x12\x12\n" +
+	"\x04base\x18\a \x01(\x04R\x04base\"\xa2\x01\n" +
 	"\x04Item\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +

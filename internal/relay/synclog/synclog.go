@@ -38,9 +38,11 @@ type Key struct{ Type, Name string }
 func (k Key) String() string { return k.Type + "/" + k.Name }
 
 // Position is a place in a log: all of Epoch up to Version has been received. The zero Position is "nothing".
+// Deletions up to Base don't concern this receiver, since it began anew when they had already been forgotten.
 type Position struct {
 	Epoch   string
 	Version uint64
+	Base    uint64
 }
 
 // Item is one keyed value, or a part of one (Part of Parts, 0-based; Parts 0 and 1 both mean whole).
@@ -56,7 +58,7 @@ type Item struct {
 type Chunk struct {
 	Epoch          string
 	After, Through uint64
-	Head           uint64
+	Head, Base     uint64
 	Complete       bool
 	Items          []Item
 }
