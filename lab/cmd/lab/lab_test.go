@@ -123,6 +123,7 @@ func TestLab(t *testing.T) {
 		l.refuses([]string{"cluster-1", "lab down"}, "up", "--clusters", "3")
 	})
 	t.Run("demo", func(t *testing.T) { testDemo(t, l) })
+	t.Run("tunnel", func(t *testing.T) { testTunnel(t, l) })
 	t.Run("ui", func(t *testing.T) { testUI(t, l) })
 	t.Run("rollout", func(t *testing.T) {
 		for _, verb := range []string{"restart", "status"} { // as the operators' page has it
@@ -159,6 +160,21 @@ func testDemo(t *testing.T, l *lab) {
 		if !strings.Contains(out, fmt.Sprintf("%q: %q", "service", service)) {
 			t.Errorf("no answer of %s in %s", service, out)
 		}
+	}
+}
+
+// testTunnel sends a request through the east-west gateway's own address, with
+// certificates of the real istiod at both ends.
+func testTunnel(t *testing.T, l *lab) {
+	ns := []string{"--context", "cluster-1", "-n", "istio-eastwest"}
+	addr, err := l.kubectl(append(ns, "get", "gateway", "istio-eastwest", "-o", "jsonpath={.status.addresses[0].value}")...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, addr)
+	}
+	out, err := l.kubectl(append(ns, "exec", "deploy/istio-eastwest", "--", "labproxy", "connect", addr+":15008", "details.bookinfo:9080")...)
+	id := "spiffe://cluster.local/ns/istio-eastwest/sa/istio-eastwest"
+	if want := id + " -> " + id + " -> details.bookinfo:9080: 200 OK"; err != nil || !strings.HasPrefix(out, want) {
+		t.Errorf("want %q, got %v\n%s", want, err, out)
 	}
 }
 

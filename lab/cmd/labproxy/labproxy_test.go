@@ -209,39 +209,16 @@ func (m *mesh) waitReady(t *testing.T) {
 	}
 }
 
-// connect opens a tunnel to target as the peer with cert; it returns the
-// server's SPIFFE ID and the stream.
-func (m *mesh) connect(cert tls.Certificate, trust *authority, target string) (string, io.ReadWriteCloser, error) {
+// connect opens a tunnel to target as the peer with cert, trusting one root.
+func (m *mesh) connect(cert tls.Certificate, trust *authority, target string) (string, *tunnel, error) {
 	roots := x509.NewCertPool()
 	roots.AddCert(trust.cert)
-	var server string
-	tr := &http.Transport{Protocols: new(http.Protocols), TLSClientConfig: &tls.Config{
-		Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12,
-		VerifyConnection: func(cs tls.ConnectionState) (err error) {
-			server, err = verifyPeer(cs.PeerCertificates, roots, x509.ExtKeyUsageServerAuth)
-			return err
-		},
-	}}
-	tr.Protocols.SetHTTP2(true)
-	pr, pw := io.Pipe()
-	req := &http.Request{Method: http.MethodConnect, URL: &url.URL{Scheme: "https", Host: m.addr}, Host: target, Body: pr, Header: http.Header{}}
-	resp, err := tr.RoundTrip(req)
+	t, err := connect(context.Background(), m.addr, target, &cert, roots)
 	if err != nil {
 		return "", nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return server, nil, fmt.Errorf("CONNECT: %s", resp.Status)
-	}
-	return server, &stream{Reader: resp.Body, Writer: pw, close: func() { _ = pw.Close(); _ = resp.Body.Close(); tr.CloseIdleConnections() }}, nil
+	return t.peer, t, nil
 }
-
-type stream struct {
-	io.Reader
-	io.Writer
-	close func()
-}
-
-func (s *stream) Close() error { s.close(); return nil }
 
 const payments = "spiffe://cluster.local/ns/payments/sa/payments"
 
@@ -271,6 +248,26 @@ func TestTunnel(t *testing.T) {
 		if err != nil || string(body) != "hello "+path {
 			t.Errorf("got %q, %v", body, err)
 		}
+	}
+}
+
+// TestTry is the command for people: an own SVID from istiod, one request.
+func TestTry(t *testing.T) {
+	m := newMesh(t, newAuthority(t, "root-a"), time.Hour)
+	m.waitReady(t)
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "hello") }))
+	defer backend.Close()
+	target := backend.Listener.Addr().String()
+	var out strings.Builder
+	if err := try(t.Context(), m.id.cfg, []string{m.addr, target}, &out); err != nil {
+		t.Fatal(err)
+	}
+	const id = "spiffe://cluster.local/ns/istio-eastwest/sa/istio-eastwest"
+	if want := id + " -> " + id + " -> " + target + ": 200 OK\nhello"; out.String() != want {
+		t.Errorf("got %q, want %q", out.String(), want)
+	}
+	if err := try(t.Context(), m.id.cfg, nil, &out); err == nil {
+		t.Error("no error without arguments")
 	}
 }
 

@@ -73,7 +73,11 @@ func main() {
 	if err == nil {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 		defer stop()
-		err = run(ctx, cfg, log)
+		if len(os.Args) > 1 && os.Args[1] == "connect" {
+			err = try(ctx, cfg, os.Args[2:], os.Stdout)
+		} else { // the arguments of pilot-agent, which say nothing that the environment does not
+			err = run(ctx, cfg, log)
+		}
 	}
 	if err != nil {
 		log.Error("labproxy failed", "error", err)
