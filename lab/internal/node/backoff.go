@@ -18,12 +18,7 @@ func (b *crashBackoff) next(ran time.Duration) time.Duration {
 		b.delay = 0
 	}
 	d := b.delay
-	switch {
-	case b.delay == 0:
-		b.delay = crashBackoffFirst
-	default:
-		b.delay = min(2*b.delay, crashBackoffMax)
-	}
+	b.delay = min(max(2*b.delay, crashBackoffFirst), crashBackoffMax)
 	return d
 }
 

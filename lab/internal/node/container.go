@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -44,9 +43,6 @@ type container struct {
 	stop    context.CancelCauseFunc // ends the running instance, which is then restarted by policy
 	backoff crashBackoff
 }
-
-// errStopped is the cause with which a Pod's end cancels its containers.
-var errStopped = fmt.Errorf("the Pod is being deleted")
 
 // spec is the container's current specification.
 func (c *container) spec(p *corev1.Pod) *corev1.Container {
@@ -143,7 +139,7 @@ func (c *container) runOnce(ctx context.Context) (started time.Time, exit int) {
 	}
 	cancel(nil)
 	probes.Wait()
-	return proc.StartedAt, c.ended(proc)
+	return proc.StartedAt, c.ended(proc) //nolint:contextcheck // reads a file; there is nothing to cancel
 }
 
 // startWhenPossible retries until the program, its configuration and its volumes are there. Only a failure to execute is
@@ -206,8 +202,8 @@ func (c *container) start() (proc *sandbox.Process, reason string, err error) {
 		Env:      environ(env),
 		Dir:      spec.WorkingDir,
 		Hostname: hostname(p),
-		Passwd:   passwd,
-		Group:    group,
+		Users:    users,
+		Groups:   groups,
 	}
 	if box.Dir == "" {
 		box.Dir = "/"
@@ -216,8 +212,8 @@ func (c *container) start() (proc *sandbox.Process, reason string, err error) {
 }
 
 const (
-	passwd = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\nistio-proxy:x:1337:1337::/root:/bin/sh\n"
-	group  = "root:x:0:\nnogroup:x:65534:\nistio-proxy:x:1337:\n"
+	users  = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\nistio-proxy:x:1337:1337::/root:/bin/sh\n"
+	groups = "root:x:0:\nnogroup:x:65534:\nistio-proxy:x:1337:\n"
 )
 
 // launch starts the process and its log.
@@ -325,7 +321,7 @@ func (c *container) ended(proc *sandbox.Process) int {
 		}}
 		c.proc, c.stop = nil, nil
 	})
-	c.pod.node.log.Debug("container ended", "pod", c.pod.key(), "container", c.name, "code", exit.Code, slog.Int("signal", exit.Signal))
+	c.pod.node.log.Debug("container ended", "pod", c.pod.key(), "container", c.name, "code", exit.Code, "signal", exit.Signal)
 	return exit.Code
 }
 

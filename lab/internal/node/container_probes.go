@@ -205,7 +205,7 @@ func (c *container) mounts(p *corev1.Pod, spec *corev1.Container, env map[string
 		return nil, err
 	}
 	term := c.dir("termination-log")
-	if err := os.WriteFile(term, nil, 0o666); err != nil { //nolint:gosec // written by the container, whoever it runs as
+	if err := os.WriteFile(term, nil, 0o666); err != nil {
 		return nil, err
 	}
 	path := spec.TerminationMessagePath

@@ -110,8 +110,10 @@ func TestImageName(t *testing.T) {
 
 func TestResolvConf(t *testing.T) {
 	two := "2"
-	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns"}, Spec: corev1.PodSpec{DNSPolicy: corev1.DNSClusterFirst,
-		DNSConfig: &corev1.PodDNSConfig{Searches: []string{"x.y"}, Options: []corev1.PodDNSConfigOption{{Name: "timeout", Value: &two}}}}}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns"}, Spec: corev1.PodSpec{
+		DNSPolicy: corev1.DNSClusterFirst,
+		DNSConfig: &corev1.PodDNSConfig{Searches: []string{"x.y"}, Options: []corev1.PodDNSConfigOption{{Name: "timeout", Value: &two}}},
+	}}
 	want := "search ns.svc.cluster.local svc.cluster.local cluster.local x.y\nnameserver 10.10.128.10\noptions ndots:5 timeout:2\n"
 	if got := resolvConf(pod, netip.MustParseAddr("10.10.128.10"), "cluster.local"); got != want {
 		t.Errorf("got\n%swant\n%s", got, want)

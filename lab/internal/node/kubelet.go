@@ -206,7 +206,7 @@ func (n *provider) portForward(ctx context.Context, namespace, podName string, p
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	go func() {
 		_, _ = io.Copy(conn, stream)
 		_ = conn.CloseWrite()

@@ -4,7 +4,7 @@ import (
 	"os"
 	"testing"
 
-	"ambitmesh.dev/ambit/lab/internal/node/nstest"
+	"ambitmesh.dev/ambit/lab/internal/node/test/nstest"
 )
 
 func TestMain(m *testing.M) {

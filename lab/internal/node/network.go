@@ -25,7 +25,7 @@ type Network struct {
 
 // NetworkOf is the address plan of the cluster with this index (mgmt 0, cluster-1 1, ...), as 10.(10+index).0.0/16.
 func NetworkOf(index int) Network {
-	x := byte(10 + index)
+	x := byte(10 + index) //nolint:gosec // an address; the lab has a handful of clusters
 	return Network{
 		Index:       index,
 		NodeIP:      netip.AddrFrom4([4]byte{10, x, 0, 1}),
@@ -66,7 +66,7 @@ func SetupNetwork(clusters ...Network) error {
 		"/proc/sys/net/ipv4/conf/default/rp_filter":     "0",
 		"/proc/sys/net/ipv4/ip_unprivileged_port_start": "0",
 	} {
-		if err := os.WriteFile(path, []byte(value), 0o644); err != nil { //nolint:gosec // a sysctl of our own namespace
+		if err := os.WriteFile(path, []byte(value), 0o644); err != nil {
 			return fmt.Errorf("lab network: %w", err)
 		}
 	}
@@ -194,7 +194,7 @@ func (p *addressPool) give(a netip.Addr) {
 }
 
 // gateway is the next hop inside every Pod; no interface has it, a permanent neighbour entry leads to the host side.
-var gateway = net.IPv4(169, 254, 1, 1)
+func gateway() net.IP { return net.IPv4(169, 254, 1, 1) }
 
 // attachPod gives the network namespace netns an eth0 with address ip and a default route, and the lab namespace a route
 // to it through a veth named after link. The pair vanishes with either end.
@@ -265,11 +265,11 @@ func configurePodEnd(ns *os.File, ip netip.Addr, hostMAC net.HardwareAddr) error
 	if err := h.LinkSetUp(eth); err != nil {
 		return fmt.Errorf("pod eth0: %w", err)
 	}
-	neigh := &netlink.Neigh{LinkIndex: eth.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gateway, HardwareAddr: hostMAC}
+	neigh := &netlink.Neigh{LinkIndex: eth.Attrs().Index, State: netlink.NUD_PERMANENT, IP: gateway(), HardwareAddr: hostMAC}
 	if err := h.NeighSet(neigh); err != nil {
 		return fmt.Errorf("pod neighbour: %w", err)
 	}
-	route := &netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gateway, Flags: int(netlink.FLAG_ONLINK)}
+	route := &netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gateway(), Flags: int(netlink.FLAG_ONLINK)}
 	if err := h.RouteAdd(route); err != nil {
 		return fmt.Errorf("pod default route: %w", err)
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/virtual-kubelet/virtual-kubelet/node"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
@@ -38,8 +39,6 @@ import (
 	"ambitmesh.dev/ambit/lab/internal/node/dns"
 	"ambitmesh.dev/ambit/lab/internal/node/proxy"
 	"ambitmesh.dev/ambit/lab/internal/node/sandbox"
-
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // Config is everything a node needs to know.
@@ -136,8 +135,10 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("node %s: %w", cfg.Name, err)
 	}
-	names := dns.New(dns.Config{Addr: netip.AddrPortFrom(cfg.DNSIP, 53), Domain: cfg.ClusterDomain,
-		Services: all.Core().V1().Services().Lister(), Slices: all.Discovery().V1().EndpointSlices().Lister(), Log: cfg.Log})
+	names := dns.New(dns.Config{
+		Addr: netip.AddrPortFrom(cfg.DNSIP, 53), Domain: cfg.ClusterDomain, Log: cfg.Log,
+		Services: c.services, Slices: all.Discovery().V1().EndpointSlices().Lister(),
+	})
 
 	all.Start(ctx.Done())
 	own.Start(ctx.Done())
@@ -236,7 +237,7 @@ func serveKubelet(ctx context.Context, cfg Config, pods *provider) error {
 		},
 		ErrorLog: slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
 	if err := srv.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
 		return err

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -253,8 +254,8 @@ func (g *sidecarGroup) start(ctx context.Context, c *container) {
 
 // stop ends the sidecars in reverse order.
 func (g *sidecarGroup) stop() {
-	for i := len(g.cancels) - 1; i >= 0; i-- {
-		g.cancels[i]()
+	for i, cancel := range slices.Backward(g.cancels) {
+		cancel()
 		<-g.done[i]
 	}
 }
@@ -432,10 +433,10 @@ func (p *pod) writeFiles() error {
 	for _, a := range api.Spec.HostAliases {
 		fmt.Fprintf(&hosts, "%s\t%s\n", a.IP, strings.Join(a.Hostnames, "\t"))
 	}
-	if err := os.WriteFile(p.file("hosts"), []byte(hosts.String()), 0o644); err != nil { //nolint:gosec // read by every container
+	if err := os.WriteFile(p.file("hosts"), []byte(hosts.String()), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(p.file("resolv.conf"), []byte(resolvConf(api, p.node.cfg.DNSIP, p.node.cfg.ClusterDomain)), 0o644) //nolint:gosec // likewise
+	return os.WriteFile(p.file("resolv.conf"), []byte(resolvConf(api, p.node.cfg.DNSIP, p.node.cfg.ClusterDomain)), 0o644)
 }
 
 // resolvConf is the Pod's resolver configuration. There is no resolver but the cluster's, so every policy but None uses it.

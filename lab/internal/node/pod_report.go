@@ -2,17 +2,16 @@ package node
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	securejoin "github.com/cyphar/filepath-securejoin"
 	corev1 "k8s.io/api/core/v1"
 	apiequality "k8s.io/apimachinery/pkg/api/equality"
-
-	securejoin "github.com/cyphar/filepath-securejoin"
-	"os"
 
 	"ambitmesh.dev/ambit/lab/internal/node/sandbox"
 )

@@ -27,7 +27,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"ambitmesh.dev/ambit/lab/internal/node/logs"
-	"ambitmesh.dev/ambit/lab/internal/node/nstest"
+	"ambitmesh.dev/ambit/lab/internal/node/test/nstest"
 )
 
 // world is a provider with an API that lives in memory; the processes and the network are real.
@@ -53,7 +53,7 @@ func newWorld(t *testing.T, index int) *world {
 	cfg := Config{
 		Name: "node", ClusterName: "test", ClusterIndex: index, Kubeconfig: "-", ImagesDir: testImages(t), StateDir: t.TempDir(),
 		NodeIP: net.NodeIP, PodCIDR: net.PodCIDR, LBCIDR: net.LBCIDR, ServiceCIDR: net.ServiceCIDR, DNSIP: net.DNSIP(),
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Log: slog.New(slog.DiscardHandler),
 	}
 	if err := cfg.complete(); err != nil {
 		t.Fatal(err)

@@ -58,6 +58,8 @@ func newProvider(ctx context.Context, cfg Config, client kubernetes.Interface, c
 }
 
 // CreatePod starts the Pod; all that takes time happens later.
+//
+//nolint:contextcheck // a Pod outlives the call that starts it
 func (n *provider) CreatePod(_ context.Context, api *corev1.Pod) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -77,7 +79,7 @@ func (n *provider) CreatePod(_ context.Context, api *corev1.Pod) error {
 	n.pods[api.UID] = p
 	n.wg.Go(func() {
 		p.run(ctx)
-		n.finish(p)
+		n.finish(p) //nolint:contextcheck // the Pod's context has ended; the node's bounds this
 		cancel()
 	})
 	p.update(func() {})

@@ -70,6 +70,7 @@ func nodeObject(cfg Config, now time.Time) *corev1.Node {
 		},
 	}
 }
+
 func kernelVersion() string {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {

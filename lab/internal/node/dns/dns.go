@@ -45,7 +45,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer packet.Close()
+	defer func() { _ = packet.Close() }()
 	stream, err := net.Listen("tcp4", s.cfg.Addr.String())
 	if err != nil {
 		return err
@@ -60,7 +60,7 @@ func (s *Server) Run(ctx context.Context) error {
 	case err = <-failed:
 	case <-ctx.Done():
 	}
-	stop, cancel := context.WithTimeout(context.Background(), time.Second)
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = udp.ShutdownContext(stop)
 	_ = tcp.ShutdownContext(stop)
@@ -102,8 +102,10 @@ func (s *Server) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 
 func (s *Server) soa() dns.RR {
 	zone := s.cfg.Domain + "."
-	return &dns.SOA{Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
-		Ns: "ns.dns." + zone, Mbox: "hostmaster." + zone, Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: ttl}
+	return &dns.SOA{
+		Hdr: dns.RR_Header{Name: zone, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: ttl},
+		Ns:  "ns.dns." + zone, Mbox: "hostmaster." + zone, Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: ttl,
+	}
 }
 
 // answer resolves one question; exists is false for names that do not exist (NXDOMAIN).
@@ -155,7 +157,7 @@ func (s *Server) hasNamespace(ns string) bool {
 func (s *Server) external(q dns.Question, svc *corev1.Service) (answer, extra []dns.RR, exists bool) {
 	target := dns.Fqdn(svc.Spec.ExternalName)
 	answer = []dns.RR{&dns.CNAME{Hdr: header(q.Name, dns.TypeCNAME), Target: target}}
-	if strings.ToLower(target) != strings.ToLower(q.Name) && strings.HasSuffix(strings.ToLower(target), ".svc."+s.cfg.Domain+".") {
+	if !strings.EqualFold(target, q.Name) && strings.HasSuffix(strings.ToLower(target), ".svc."+s.cfg.Domain+".") {
 		more, _, _ := s.answerOnce(dns.Question{Name: target, Qtype: q.Qtype})
 		answer = append(answer, more...)
 	}

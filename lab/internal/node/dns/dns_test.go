@@ -2,7 +2,6 @@ package dns
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -23,8 +22,10 @@ import (
 func server(t *testing.T) *Server {
 	t.Helper()
 	svc := func(ns, name, ip string) *corev1.Service {
-		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns}, Spec: corev1.ServiceSpec{ClusterIP: ip,
-			Ports: []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}}}}
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns}, Spec: corev1.ServiceSpec{
+			ClusterIP: ip,
+			Ports:     []corev1.ServicePort{{Name: "http", Port: 80, Protocol: corev1.ProtocolTCP}},
+		}}
 	}
 	external := svc("ns", "external", "")
 	external.Spec.Type, external.Spec.ExternalName = corev1.ServiceTypeExternalName, "web.ns.svc.cluster.local"
@@ -32,14 +33,17 @@ func server(t *testing.T) *Server {
 	eps := &discoveryv1.EndpointSlice{
 		ObjectMeta: metav1.ObjectMeta{Name: "db-1", Namespace: "ns", Labels: map[string]string{discoveryv1.LabelServiceName: "db"}},
 		Endpoints: []discoveryv1.Endpoint{
-			{Addresses: []string{"10.10.1.2"}, Hostname: &host}, {Addresses: []string{"10.10.1.1"}},
+			{Addresses: []string{"10.10.1.2"}, Hostname: &host},
+			{Addresses: []string{"10.10.1.1"}},
 			{Addresses: []string{"10.10.1.3"}, Conditions: discoveryv1.EndpointConditions{Ready: &no}},
 		},
 	}
 	client := fake.NewClientset(svc("ns", "web", "10.10.128.2"), svc("default", "kubernetes", "10.10.128.1"), svc("ns", "db", "None"), external, eps)
 	f := informers.NewSharedInformerFactory(client, 0)
-	s := New(Config{Addr: netip.MustParseAddrPort("127.0.0.1:0"), Domain: "cluster.local", Services: f.Core().V1().Services().Lister(),
-		Slices: f.Discovery().V1().EndpointSlices().Lister(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	s := New(Config{
+		Addr: netip.MustParseAddrPort("127.0.0.1:0"), Domain: "cluster.local", Services: f.Core().V1().Services().Lister(),
+		Slices: f.Discovery().V1().EndpointSlices().Lister(), Log: slog.New(slog.DiscardHandler),
+	})
 	f.Start(t.Context().Done())
 	f.WaitForCacheSync(t.Context().Done())
 	return s

@@ -82,11 +82,14 @@ func FormatMap(m map[string]string) string {
 	return b.String()
 }
 
-// Capacity is what a container without limits is told, as the node's allocatable.
-var capacity = corev1.ResourceList{
-	corev1.ResourceCPU:              resource.MustParse("4"),
-	corev1.ResourceMemory:           resource.MustParse("8Gi"),
-	corev1.ResourceEphemeralStorage: resource.MustParse("64Gi"),
+// capacity is what a container without limits is told. It is that of a modest machine and not the node's allocatable:
+// programs size their heaps and threads by it.
+func capacity() corev1.ResourceList {
+	return corev1.ResourceList{
+		corev1.ResourceCPU:              resource.MustParse("4"),
+		corev1.ResourceMemory:           resource.MustParse("8Gi"),
+		corev1.ResourceEphemeralStorage: resource.MustParse("64Gi"),
+	}
 }
 
 // Resource is the value of a resourceFieldRef of the named container, in units of its divisor, rounded up.
@@ -104,7 +107,7 @@ func Resource(pod *corev1.Pod, container string, ref *corev1.ResourceFieldSelect
 	switch kind {
 	case "limits":
 		if q, ok = c.Resources.Limits[r]; !ok {
-			q = capacity[r]
+			q = capacity()[r]
 		}
 	case "requests":
 		q = c.Resources.Requests[r]

@@ -65,8 +65,12 @@ func TestResource(t *testing.T) {
 		Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("250m")},
 	}}, {Name: "free"}}}}
 	for _, c := range []struct{ container, resource, divisor, want string }{
-		{"c", "limits.cpu", "", "2"}, {"c", "limits.cpu", "1m", "1500"}, {"c", "requests.cpu", "1", "1"},
-		{"c", "limits.memory", "", "104857600"}, {"c", "limits.memory", "1Mi", "100"}, {"c", "requests.memory", "", "0"},
+		{"c", "limits.cpu", "", "2"},
+		{"c", "limits.cpu", "1m", "1500"},
+		{"c", "requests.cpu", "1", "1"},
+		{"c", "limits.memory", "", "104857600"},
+		{"c", "limits.memory", "1Mi", "100"},
+		{"c", "requests.memory", "", "0"},
 		{"free", "limits.cpu", "", "4"},
 	} {
 		ref := &corev1.ResourceFieldSelector{Resource: c.resource}

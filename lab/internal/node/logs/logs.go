@@ -12,6 +12,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -37,7 +38,7 @@ type Log struct {
 
 // Create starts an empty log at path that expects writers streams.
 func Create(path string, writers int) (*Log, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -207,8 +208,8 @@ func (l *Log) tail(f *os.File, n int) (int64, error) {
 		if _, err := f.ReadAt(chunk, from); err != nil && !errors.Is(err, io.EOF) {
 			return 0, err
 		}
-		for i := len(chunk) - 1; i >= 0; i-- {
-			if chunk[i] != '\n' {
+		for i, c := range slices.Backward(chunk) {
+			if c != '\n' {
 				continue
 			}
 			if n == 0 {

@@ -99,7 +99,7 @@ func TestOldHalfIsDropped(t *testing.T) {
 	if !strings.HasPrefix(got[strings.LastIndex(got[:len(got)-1], "\n")+1:], fmt.Sprint(n-1)) || len(got) > maxFile {
 		t.Errorf("%d bytes are left", len(got))
 	}
-	for _, l := range strings.Split(strings.TrimSuffix(got, "\n"), "\n") {
+	for l := range strings.SplitSeq(strings.TrimSuffix(got, "\n"), "\n") {
 		if !strings.HasSuffix(l, line) {
 			t.Fatalf("broken line %.40q", l)
 		}

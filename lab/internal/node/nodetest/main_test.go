@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,7 +18,7 @@ import (
 	"ambitmesh.dev/ambit/lab/internal/build"
 	"ambitmesh.dev/ambit/lab/internal/control"
 	"ambitmesh.dev/ambit/lab/internal/node"
-	"ambitmesh.dev/ambit/lab/internal/node/nstest"
+	"ambitmesh.dev/ambit/lab/internal/node/test/nstest"
 )
 
 const (
@@ -191,8 +192,8 @@ func (l *testLab) stop() {
 	if l.cancel != nil {
 		l.stopNodes()
 	}
-	for i := len(l.stops) - 1; i >= 0; i-- {
-		l.stops[i]()
+	for _, stop := range slices.Backward(l.stops) {
+		stop()
 	}
 	if l.dir != "" && os.Getenv("AMBIT_NODETEST_KEEP") == "" {
 		os.RemoveAll(l.dir)

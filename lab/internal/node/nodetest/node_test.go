@@ -445,7 +445,7 @@ func TestZNodeRestart(t *testing.T) {
 	runtime.GC()
 	debug.FreeOSMemory()
 	b, _ := os.ReadFile("/proc/self/status")
-	for _, l := range strings.Split(string(b), "\n") {
+	for l := range strings.SplitSeq(string(b), "\n") {
 		if strings.HasPrefix(l, "VmRSS") || strings.HasPrefix(l, "RssAnon") {
 			t.Logf("memory of this process with two nodes: %s", l)
 		}

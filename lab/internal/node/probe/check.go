@@ -59,7 +59,7 @@ func (t Target) port(p intstr.IntOrString) (int, error) {
 }
 
 // client asks without keeping connections, as the kubelet does: a probe must not be answered over an old connection.
-var client = &http.Client{
+var client = &http.Client{ //nolint:gochecknoglobals // immutable
 	Transport: &http.Transport{
 		DisableKeepAlives:  true,
 		DisableCompression: true,

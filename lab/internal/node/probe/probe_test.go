@@ -61,12 +61,27 @@ func TestRunSchedule(t *testing.T) {
 		want  []seen
 		asked int
 	}{
-		{"readiness is asked eagerly until it passes", Readiness, corev1.Probe{PeriodSeconds: 10}, 100 * time.Millisecond, 15 * time.Second,
-			[]seen{{140 * time.Millisecond, true}}, 5}, // at 0, 20, 60, 140 ms, and 10 s later
-		{"liveness keeps to its period", Liveness, corev1.Probe{PeriodSeconds: 5, FailureThreshold: 2}, time.Hour, 12 * time.Second,
-			[]seen{{5 * time.Second, false}}, 3},
-		{"startup waits first", Startup, corev1.Probe{PeriodSeconds: 1, InitialDelaySeconds: 3}, 0, 3500 * time.Millisecond,
-			[]seen{{3 * time.Second, true}}, 1},
+		{
+			"readiness is asked eagerly until it passes", Readiness,
+			corev1.Probe{PeriodSeconds: 10},
+			100 * time.Millisecond, 15 * time.Second,
+			[]seen{{140 * time.Millisecond, true}},
+			5,
+		}, // at 0, 20, 60, 140 ms, and 10 s later
+		{
+			"liveness keeps to its period", Liveness,
+			corev1.Probe{PeriodSeconds: 5, FailureThreshold: 2},
+			time.Hour, 12 * time.Second,
+			[]seen{{5 * time.Second, false}},
+			3,
+		},
+		{
+			"startup waits first", Startup,
+			corev1.Probe{PeriodSeconds: 1, InitialDelaySeconds: 3},
+			0, 3500 * time.Millisecond,
+			[]seen{{3 * time.Second, true}},
+			1,
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -115,13 +130,15 @@ func TestChecks(t *testing.T) {
 	hs := health.NewServer()
 	hs.SetServingStatus("bad", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
 	grpc_health_v1.RegisterHealthServer(srv, hs)
-	go srv.Serve(l) //nolint:errcheck // ends with Stop
+	go srv.Serve(l)
 	defer srv.Stop()
 
 	port := func(addr net.Addr) int { return addr.(*net.TCPAddr).Port }
-	plainPort, securePort, grpcPort := port(plain.Listener.Addr()), port(secure.Listener.Addr()), int32(port(l.Addr())) //nolint:gosec // a port
-	target := Target{IP: "127.0.0.1", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: int32(plainPort)}},    //nolint:gosec // a port
-		Exec: func(_ context.Context, cmd []string) (bool, string) { return cmd[0] == "true", "" }}
+	plainPort, securePort, grpcPort := port(plain.Listener.Addr()), port(secure.Listener.Addr()), int32(port(l.Addr()))
+	target := Target{
+		IP: "127.0.0.1", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: int32(plainPort)}},
+		Exec: func(_ context.Context, cmd []string) (bool, string) { return cmd[0] == "true", "" },
+	}
 	bad, closed := "bad", 1
 	get := func(path string, port intstr.IntOrString, scheme corev1.URIScheme) corev1.ProbeHandler {
 		return corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: path, Port: port, Scheme: scheme, HTTPHeaders: []corev1.HTTPHeader{{Name: "Host", Value: "virtual"}, {Name: "X-A", Value: "b"}}}}
@@ -131,12 +148,12 @@ func TestChecks(t *testing.T) {
 		want bool
 	}{
 		"http, named port": {get("/ok?q=1", intstr.FromString("web"), ""), true},
-		"https":            {get("/ok?q=1", intstr.FromInt32(int32(securePort)), corev1.URISchemeHTTPS), true}, //nolint:gosec // a port
+		"https":            {get("/ok?q=1", intstr.FromInt32(int32(securePort)), corev1.URISchemeHTTPS), true},
 		"http 503":         {get("/bad", intstr.FromString("web"), ""), false},
 		"unknown port":     {get("/ok", intstr.FromString("none"), ""), false},
 		"redirect away":    {get("/elsewhere", intstr.FromString("web"), ""), true},
 		"tcp":              {corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString(strconv.Itoa(plainPort))}}, true},
-		"tcp closed":       {corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(int32(closed))}}, false}, //nolint:gosec // a port
+		"tcp closed":       {corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(int32(closed))}}, false},
 		"grpc":             {corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: grpcPort}}, true},
 		"grpc not serving": {corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: grpcPort, Service: &bad}}, false},
 		"exec":             {corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}, true},

@@ -280,7 +280,7 @@ func (l *listener) turn() []netip.AddrPort {
 const dialTimeout = 5 * time.Second
 
 func (l *listener) handle(client *net.TCPConn) {
-	defer client.Close()
+	defer func() { _ = client.Close() }()
 	for _, to := range l.turn() {
 		d := net.Dialer{Timeout: dialTimeout}
 		if !l.own.Contains(to.Addr()) {
@@ -310,8 +310,8 @@ func Splice(a, b *net.TCPConn) {
 		if _, err := io.Copy(dst, src); err != nil {
 			_ = dst.SetLinger(0)
 			_ = src.SetLinger(0)
-			dst.Close()
-			src.Close()
+			_ = dst.Close()
+			_ = src.Close()
 			return
 		}
 		_ = dst.CloseWrite()
@@ -319,6 +319,6 @@ func Splice(a, b *net.TCPConn) {
 	wg.Go(func() { one(a, b) })
 	wg.Go(func() { one(b, a) })
 	wg.Wait()
-	a.Close()
-	b.Close()
+	_ = a.Close()
+	_ = b.Close()
 }

@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 
-	"ambitmesh.dev/ambit/lab/internal/node/nstest"
+	"ambitmesh.dev/ambit/lab/internal/node/test/nstest"
 )
 
 func TestMain(m *testing.M) { os.Exit(nstest.Main(m)) }
@@ -30,8 +30,10 @@ var lbRange = netip.MustParsePrefix("10.10.64.0/18")
 func service(name, clusterIP string, kind corev1.ServiceType) *corev1.Service {
 	return &corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "ns"},
-		Spec: corev1.ServiceSpec{Type: kind, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP},
-			Ports: []corev1.ServicePort{{Name: "p", Port: 80, Protocol: corev1.ProtocolTCP}}},
+		Spec: corev1.ServiceSpec{
+			Type: kind, ClusterIP: clusterIP, ClusterIPs: []string{clusterIP},
+			Ports: []corev1.ServicePort{{Name: "p", Port: 80, Protocol: corev1.ProtocolTCP}},
+		},
 	}
 }
 
@@ -169,8 +171,10 @@ func TestTraffic(t *testing.T) {
 
 	client := fake.NewClientset(service("web", "10.10.128.2", "ClusterIP"))
 	f := informers.NewSharedInformerFactory(client, 0)
-	p, err := New(Config{NodeIP: netip.MustParseAddr("10.10.0.1"), LBCIDR: lbRange, APIServer: ap("10.10.0.1:6443"), Client: client,
-		Services: f.Core().V1().Services(), Slices: f.Discovery().V1().EndpointSlices(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	p, err := New(Config{
+		NodeIP: netip.MustParseAddr("10.10.0.1"), LBCIDR: lbRange, APIServer: ap("10.10.0.1:6443"), Client: client,
+		Services: f.Core().V1().Services(), Slices: f.Discovery().V1().EndpointSlices(), Log: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 // devices that a container finds in /dev. They are bind-mounted, since a user namespace may not make device nodes.
-var devices = []string{"null", "zero", "full", "random", "urandom", "tty"}
+func devices() []string { return []string{"null", "zero", "full", "random", "urandom", "tty"} }
 
 // caCertificates is the one file of the host's trust store that Go programs read.
 const caCertificates = "/etc/ssl/certs/ca-certificates.crt"
@@ -29,12 +29,12 @@ func buildRoot(s Spec) error {
 		}
 	}
 	for _, d := range []string{"tmp", "var/tmp", "dev/shm"} {
-		if err := os.Chmod(filepath.Join(s.Root, d), 0o1777); err != nil {
+		if err := os.Chmod(filepath.Join(s.Root, d), os.ModeSticky|os.ModePerm); err != nil {
 			return err
 		}
 	}
-	for _, f := range []struct{ name, content string }{{"etc/passwd", s.Passwd}, {"etc/group", s.Group}, {"etc/nsswitch.conf", "hosts: files dns\n"}} {
-		if err := os.WriteFile(filepath.Join(s.Root, f.name), []byte(f.content), 0o644); err != nil { //nolint:gosec // world-readable by nature
+	for _, f := range []struct{ name, content string }{{"etc/passwd", s.Users}, {"etc/group", s.Groups}, {"etc/nsswitch.conf", "hosts: files dns\n"}} {
+		if err := os.WriteFile(filepath.Join(s.Root, f.name), []byte(f.content), 0o644); err != nil {
 			return err
 		}
 	}
@@ -58,7 +58,7 @@ func buildRoot(s Spec) error {
 }
 
 func mountDev(root string) error {
-	for _, d := range devices {
+	for _, d := range devices() {
 		src := "/dev/" + d
 		if _, err := os.Stat(src); err != nil {
 			continue
@@ -122,7 +122,7 @@ func bind(m Mount, root string) error {
 		return fmt.Errorf("mount %s: %w", m.Target, err)
 	}
 	const inherited = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME | unix.MS_RELATIME
-	flags := uintptr(fs.Flags) & inherited
+	flags := uintptr(fs.Flags) & inherited //nolint:gosec // a set of bits
 	if err := unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|flags, ""); err != nil {
 		return fmt.Errorf("mount %s read-only: %w", m.Target, err)
 	}
@@ -130,7 +130,7 @@ func bind(m Mount, root string) error {
 }
 
 func touch(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644) //nolint:gosec // G302: a mount point
 	if err != nil {
 		return err
 	}

@@ -43,8 +43,8 @@ type Spec struct {
 	Env        []string
 	Dir        string // working directory, created when missing
 	Hostname   string
-	// Passwd and Group are the contents of /etc/passwd and /etc/group.
-	Passwd, Group string
+	// Users and Groups are the contents of /etc/passwd and /etc/group.
+	Users, Groups string
 }
 
 // Process is a started container or exec process.

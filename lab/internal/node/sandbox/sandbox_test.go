@@ -8,8 +8,8 @@ import (
 	"syscall"
 	"testing"
 
-	"ambitmesh.dev/ambit/lab/internal/node/nstest"
 	"ambitmesh.dev/ambit/lab/internal/node/sandbox"
+	"ambitmesh.dev/ambit/lab/internal/node/test/nstest"
 )
 
 func TestMain(m *testing.M) {

@@ -18,7 +18,7 @@ type spawnThread struct {
 	pids *os.File // pid namespace for children by default
 }
 
-var spawner = sync.OnceValue(func() *spawnThread {
+var spawner = sync.OnceValue(func() *spawnThread { //nolint:gochecknoglobals // one thread per process is the point
 	s := &spawnThread{jobs: make(chan func())}
 	go func() {
 		runtime.LockOSThread()

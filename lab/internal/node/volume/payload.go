@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"time"
 
@@ -41,9 +42,7 @@ func (b *builder) configMap(name string, items []corev1.KeyToPath, optional bool
 	for k, v := range cm.Data {
 		data[k] = []byte(v)
 	}
-	for k, v := range cm.BinaryData {
-		data[k] = v
-	}
+	maps.Copy(data, cm.BinaryData)
 	return b.keys(fmt.Sprintf("ConfigMap %q", name), data, items, optional, mode)
 }
 

@@ -86,7 +86,7 @@ func (s *Set) syncOne(ctx context.Context, src Source, pod *corev1.Pod, v *corev
 	return err
 }
 
-// Mountpoints that must not exist twice: emptyDir is kept over container restarts, so making it again must not fail.
+// makeDir makes an emptyDir, which is there already after a restart of the node.
 func makeDir(dir string, mode fs.FileMode) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -116,7 +116,7 @@ func hostPath(path string, v *corev1.HostPathVolumeSource) error {
 		}
 	case corev1.HostPathFileOrCreate:
 		if missing {
-			f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644)
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o600)
 			if err != nil {
 				return err
 			}

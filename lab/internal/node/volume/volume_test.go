@@ -225,7 +225,8 @@ func TestSync(t *testing.T) {
 		}}}},
 	}
 	now := time.Unix(1e9, 0)
-	src := &objects{now: now,
+	src := &objects{
+		now:     now,
 		secrets: map[string]*corev1.Secret{"s": {Data: map[string][]byte{"k": []byte("v"), "other": nil}}},
 		maps:    map[string]*corev1.ConfigMap{"c": {Data: map[string]string{"x": "y"}, BinaryData: map[string][]byte{"z": {0}}}},
 	}
@@ -241,7 +242,9 @@ func TestSync(t *testing.T) {
 		t.Errorf("token renewed at %v, want %v", next, want)
 	}
 	want := []map[string]string{
-		{"dir/file": "v"}, {}, {"x": "y", "z": "\x00"},
+		{"dir/file": "v"},
+		{},
+		{"x": "y", "z": "\x00"},
 		{"token": "istio-ca-1", "x": "y", "z": "\x00", "labels": "a=\"1\"\nb=\"2\""},
 	}
 	for i := range want {
@@ -295,8 +298,12 @@ func TestHostPathStaysInItsArea(t *testing.T) {
 		kind *corev1.HostPathType
 		ok   bool
 	}{
-		{"/var/lib/x", nil, true}, {"/var/lib/y", &dirOrCreate, true}, {"/../../etc", &dirOrCreate, true},
-		{"/no/file", &file, false}, {"/no/dir", &dir, false}, {"/var/lib/x", &dir, true},
+		{"/var/lib/x", nil, true},
+		{"/var/lib/y", &dirOrCreate, true},
+		{"/../../etc", &dirOrCreate, true},
+		{"/no/file", &file, false},
+		{"/no/dir", &dir, false},
+		{"/var/lib/x", &dir, true},
 	} {
 		v := corev1.Volume{Name: "v", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: c.path, Type: c.kind}}}
 		pod := &corev1.Pod{Spec: corev1.PodSpec{Volumes: []corev1.Volume{v}}}

@@ -61,7 +61,7 @@ func Main(m *testing.M) int {
 
 // build compiles testapp, statically, since a Pod has no C library.
 func build(to string) error {
-	cmd := exec.Command("go", "build", "-o", to, "ambitmesh.dev/ambit/lab/internal/node/nstest/testapp")
+	cmd := exec.Command("go", "build", "-o", to, "ambitmesh.dev/ambit/lab/internal/node/test/testapp")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build testapp: %w: %s", err, out)
