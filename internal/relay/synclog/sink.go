@@ -97,7 +97,7 @@ func (k *Sink) fits(c Chunk) error {
 	switch {
 	case c.Epoch == "" || len(c.Epoch) > maxEpochBytes:
 		return fmt.Errorf("epoch of %d bytes: want 1 to %d", len(c.Epoch), maxEpochBytes)
-	case c.After != 0 && (c.Epoch != k.pos.Epoch || c.After != k.pos.Version):
+	case c.After != 0 && (Position{Epoch: c.Epoch, Version: c.After, Base: c.Base}) != k.pos:
 		return fmt.Errorf("does not follow what has been received (log %q, version %d)", k.pos.Epoch, k.pos.Version)
 	case c.Through < c.After || c.Head < c.Through:
 		return fmt.Errorf("versions out of order (head %d)", c.Head)
@@ -216,6 +216,15 @@ func (k *Sink) note(key Key) {
 	if k.track {
 		k.seen[key] = struct{}{}
 	}
+}
+
+// Resume begins a new connection: the rest of a value that broke off midway won't come, and the Source is asked for what follows
+// the position.
+func (k *Sink) Resume() Position {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.partial = nil
+	return k.pos
 }
 
 // Position is how far the log has been received.

@@ -58,7 +58,7 @@ func TestDeltas(t *testing.T) {
 	s, k := NewSource("e1"), NewSink(Limits{}, true)
 	mustSet(t, s, "a", "1")
 	mustSet(t, s, "b", "2")
-	c := s.Cursor(k.Position())
+	c := s.Cursor(k.Resume())
 	drain(t, c, k)
 	wantState(t, k, false, map[string]string{"a": "1", "b": "2"})
 	s.SetComplete(true)
@@ -71,7 +71,7 @@ func TestDeltas(t *testing.T) {
 		t.Errorf("%d pending, want 2", got)
 	}
 	// Another connection resumes: the deletion and c travel, b doesn't.
-	if n := drain(t, s.Cursor(k.Position()), k); n != 1 {
+	if n := drain(t, s.Cursor(k.Resume()), k); n != 1 {
 		t.Errorf("%d bytes resent, want 1", n)
 	}
 	wantState(t, k, true, map[string]string{"b": "2", "c": "3"})
@@ -93,7 +93,7 @@ func TestANewSenderTakesNothingAwayUntilComplete(t *testing.T) {
 	s := NewSource("e2") // e.g. the server has restarted and is not warm
 	mustSet(t, s, "a", "1")
 	mustSet(t, s, "c", "3")
-	c := s.Cursor(k.Position())
+	c := s.Cursor(k.Resume())
 	drain(t, c, k)
 	wantState(t, k, false, map[string]string{"a": "1", "b": "2", "c": "3"})
 	s.Delete(key("c"))
@@ -108,7 +108,7 @@ func TestIncompleteReplaceRemovesNothing(t *testing.T) {
 	s, k := NewSource("e"), NewSink(Limits{}, false)
 	_ = s.Replace(map[Key][]byte{key("a"): []byte("1")}, true)
 	_ = s.Replace(map[Key][]byte{key("b"): []byte("2")}, false)
-	c := s.Cursor(k.Position())
+	c := s.Cursor(k.Resume())
 	drain(t, c, k)
 	wantState(t, k, false, map[string]string{"a": "1", "b": "2"})
 	if err := s.Replace(map[Key][]byte{key("b"): []byte("2"), key("huge"): make([]byte, MaxItemBytes+1)}, true); err == nil || !strings.Contains(err.Error(), "t/huge") {
@@ -130,7 +130,7 @@ func TestLargeValueTravelsInPartsAndResumes(t *testing.T) {
 	}
 	mustSet(t, s, "z", "9")
 	s.SetComplete(true)
-	c := s.Cursor(k.Position())
+	c := s.Cursor(k.Resume())
 	for i := range 10 { // the connection breaks in the middle of it
 		ch, ok := c.Next()
 		if !ok || len(ch.Items) != 1 || len(ch.Items[0].Value) > ChunkBytes {
@@ -141,7 +141,7 @@ func TestLargeValueTravelsInPartsAndResumes(t *testing.T) {
 		}
 	}
 	wantState(t, k, false, map[string]string{"a": "1"})
-	c = s.Cursor(k.Position())
+	c = s.Cursor(k.Resume())
 	for range 5 {
 		ch, _ := c.Next()
 		if err := k.Apply(ch); err != nil {
@@ -158,7 +158,7 @@ func TestForgottenDeletionsMeanAnew(t *testing.T) {
 	mustSet(t, s, "keep", "1")
 	mustSet(t, s, "gone", "1")
 	s.SetComplete(true)
-	drain(t, s.Cursor(k.Position()), k)
+	drain(t, s.Cursor(k.Resume()), k)
 	s.Delete(key("gone"))
 	for i := range 10 * minTombstones { // while k is away
 		name := fmt.Sprint(i)
@@ -168,22 +168,34 @@ func TestForgottenDeletionsMeanAnew(t *testing.T) {
 	if n := len(s.log) + len(s.tombs) + len(s.dead); n > 10*minTombstones {
 		t.Errorf("the source remembers %d things", n)
 	}
-	c := s.Cursor(k.Position())
+	c := s.Cursor(k.Resume())
 	drain(t, c, k)
 	wantState(t, k, true, map[string]string{"keep": "1"})
 	// A run that begins anew is itself resumable, although its items are older than what was forgotten.
 	for i := range 3000 {
 		mustSet(t, s, fmt.Sprint("n", i), strings.Repeat("x", 100))
 	}
+	mustSet(t, s, "late", "x")
+	s.Delete(key("late"))
 	s.Acked(s.Head())
 	k2 := NewSink(Limits{}, false)
-	c = s.Cursor(k2.Position())
+	c = s.Cursor(k2.Resume())
 	ch, _ := c.Next()
 	if err := k2.Apply(ch); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := s.Pending(k2.Position()), 3001-len(ch.Items); got != want {
 		t.Errorf("%d pending after a broken first run, want %d", got, want)
+	}
+	for range 200 {
+		if ch, ok := c.Next(); !ok {
+			break
+		} else if err := k2.Apply(ch); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := k2.Snapshot(); len(s.Items) != 3001 || !s.Complete {
+		t.Errorf("%d items, complete %v: a first run never ends while older deletions are forgotten", len(s.Items), s.Complete)
 	}
 }
 
@@ -196,6 +208,7 @@ func TestSinkRefuses(t *testing.T) {
 		"long epoch":          func(c *Chunk) { c.Epoch = strings.Repeat("e", 65) },
 		"other epoch":         func(c *Chunk) { c.Epoch = "f" },
 		"gap":                 func(c *Chunk) { c.After = 3 },
+		"of another run":      func(c *Chunk) { c.Base = 1 },
 		"repeated":            func(c *Chunk) { c.After = 1 },
 		"backwards":           func(c *Chunk) { c.Through = 1 },
 		"beyond head":         func(c *Chunk) { c.Head = 3 },
@@ -271,7 +284,7 @@ func modelRun(t *testing.T, r *rand.Rand) {
 	}
 	m, k := newSource(), NewSink(Limits{}, true)
 	var mirror = map[string]string{} // built from Take alone
-	cur := m.src.Cursor(k.Position())
+	cur := m.src.Cursor(k.Resume())
 	cur.max = 64 + r.IntN(200)
 	var wire []Chunk
 	lastComplete, lastEpoch := map[string]string(nil), ""
@@ -314,14 +327,14 @@ func modelRun(t *testing.T, r *rand.Rand) {
 					from = floor
 				}
 				found := -1
-				for i := len(m.history) - 1; i >= from; i-- {
-					if maps.Equal(m.history[i], got) {
+				for i := from; i < len(m.history); i++ {
+					if maps.Equal(m.history[i], got) { // the earliest: states may recur
 						found = i
 						break
 					}
 				}
 				if found < 0 {
-					t.Fatalf("complete, but no state the source had since: %v", got)
+					t.Fatal("complete, but no state the source had since")
 				}
 				floor, lastEpoch = found, m.src.epoch
 			}
@@ -338,6 +351,9 @@ func modelRun(t *testing.T, r *rand.Rand) {
 		switch n := r.IntN(100); {
 		case n < 35:
 			name, v := fmt.Sprint("k", r.IntN(12)), strings.Repeat("v", r.IntN(600))+fmt.Sprint(step)
+			if r.IntN(3) == 0 {
+				v = "again and again"
+			}
 			if err := m.src.Set(key(name), []byte(v)); err != nil {
 				t.Fatal(err)
 			}
@@ -363,7 +379,7 @@ func modelRun(t *testing.T, r *rand.Rand) {
 		case n < 87 && step < 350: // the sender restarts with another state
 			m = newSource()
 			wire = nil
-			cur = m.src.Cursor(k.Position())
+			cur = m.src.Cursor(k.Resume())
 			cur.max = 64 + r.IntN(200)
 		case n < 90: // the network repeats, swaps or loses; an error ends the connection
 			if len(wire) > 0 {
@@ -386,14 +402,14 @@ func modelRun(t *testing.T, r *rand.Rand) {
 				check()
 				if err != nil {
 					wire = nil
-					cur = m.src.Cursor(k.Position())
+					cur = m.src.Cursor(k.Resume())
 					cur.max = 64 + r.IntN(200)
 				}
 			}
 		}
 	}
 	m.src.SetComplete(true)
-	cur = m.src.Cursor(k.Position())
+	cur = m.src.Cursor(k.Resume())
 	for ch, ok := cur.Next(); ok; ch, ok = cur.Next() {
 		if err := k.Apply(ch); err != nil {
 			t.Fatalf("at the end: %v", err)
