@@ -183,7 +183,7 @@ func TestMeshctl(t *testing.T) {
 	if p.Built() {
 		t.Error("built without meshctl")
 	}
-	script := "#!/bin/sh\necho \"$@\" >> " + dir + "/calls\n[ \"$5\" = b ] && echo no route && exit 3\nexit 0\n"
+	script := "#!/bin/sh\n[ \"$KUBECONFIG\" = KC ] && echo \"$@\" >> " + dir + "/calls\n[ \"$3\" = b ] && echo no route && exit 3\nexit 0\n"
 	if err := os.WriteFile(filepath.Join(dir, "meshctl"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -202,9 +202,9 @@ func TestMeshctl(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(string(calls)), "\n")
 	slices.Sort(lines[1:])
 	want := []string{
-		"--kubeconfig KC install --kubecontext mgmt --set glooMgmtServer.serviceType=LoadBalancer",
-		"--kubeconfig KC cluster register a --mgmt-context mgmt --remote-context a",
-		"--kubeconfig KC cluster register b --mgmt-context mgmt --remote-context b",
+		"install --kubecontext mgmt --set glooMgmtServer.serviceType=LoadBalancer",
+		"cluster register a --mgmt-context mgmt --remote-context a",
+		"cluster register b --mgmt-context mgmt --remote-context b",
 	}
 	if d := cmp.Diff(want, lines); d != "" {
 		t.Error(d)

@@ -77,7 +77,7 @@ func (p ManagementPlane) Install(ctx context.Context, done func(Step)) error {
 func (p ManagementPlane) meshctl(ctx context.Context, log string, args []string) error {
 	ctx, cancel := context.WithTimeout(ctx, meshctlTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(p.Bin, "meshctl"), append([]string{"--kubeconfig", p.Kubeconfig}, args...)...)
+	cmd := exec.CommandContext(ctx, filepath.Join(p.Bin, "meshctl"), args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+p.Kubeconfig, "HOME="+p.LogDir, "NO_PROXY=*", "no_proxy=*")
 	out, err := cmd.CombinedOutput()
 	file := filepath.Join(p.LogDir, log+".log")
