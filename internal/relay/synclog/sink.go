@@ -13,6 +13,7 @@ type Sink struct {
 	limits   Limits
 	track    bool
 	pos      Position
+	seenHead Position // latest head of the log
 	complete bool
 	warm     bool
 	items    map[Key]held
@@ -68,6 +69,7 @@ func (k *Sink) Apply(c Chunk) error {
 		}
 	}
 	k.pos = Position{Epoch: c.Epoch, Version: c.Through, Base: c.Base}
+	k.seenHead = Position{Epoch: c.Epoch, Version: c.Head}
 	if c.Complete {
 		k.finish()
 	}
@@ -101,6 +103,8 @@ func (k *Sink) fits(c Chunk) error {
 		return fmt.Errorf("does not follow what has been received (log %q, version %d)", k.pos.Epoch, k.pos.Version)
 	case c.Through < c.After || c.Head < c.Through:
 		return fmt.Errorf("versions out of order (head %d)", c.Head)
+	case c.Epoch == k.seenHead.Epoch && c.Head < k.seenHead.Version:
+		return fmt.Errorf("is older than what has been received: head %d after %d", c.Head, k.seenHead.Version)
 	case c.Complete && c.Through != c.Head:
 		return fmt.Errorf("marked complete before its head %d", c.Head)
 	}

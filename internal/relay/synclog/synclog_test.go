@@ -208,6 +208,7 @@ func TestSinkRefuses(t *testing.T) {
 		"long epoch":          func(c *Chunk) { c.Epoch = strings.Repeat("e", 65) },
 		"other epoch":         func(c *Chunk) { c.Epoch = "f" },
 		"gap":                 func(c *Chunk) { c.After = 3 },
+		"of the past":         func(c *Chunk) { c.After, c.Through, c.Head, c.Items = 0, 1, 1, nil },
 		"of another run":      func(c *Chunk) { c.Base = 1 },
 		"repeated":            func(c *Chunk) { c.After = 1 },
 		"backwards":           func(c *Chunk) { c.Through = 1 },
