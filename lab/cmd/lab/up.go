@@ -209,7 +209,11 @@ func join(ctx context.Context, dir state.Dir, lab *state.Lab, want []state.Clust
 		return fmt.Errorf("a lab with other clusters (%v) runs in %s; `lab down --state %s` first, or use another --state", names(lab.Clusters), dir, dir)
 	}
 	fmt.Fprintf(out.w, "A lab is running here already (since %s).\n", lab.Started.Format("15:04:05"))
-	if err := watch(ctx, dir, &printer{w: io.Discard, start: lab.Started}); err != nil {
+	steps := &printer{w: io.Discard, start: lab.Started}
+	if s, err := daemon.Dial(dir.Socket()).Status(ctx); err == nil && s.Phase == "starting" {
+		steps.w = out.w // whoever started it has gone; show how far it is
+	}
+	if err := watch(ctx, dir, steps); err != nil {
 		return err
 	}
 	return report(ctx, dir, lab, out.w)
