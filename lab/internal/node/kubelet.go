@@ -211,11 +211,9 @@ func (n *provider) portForward(ctx context.Context, namespace, podName string, p
 		_, _ = io.Copy(conn, stream)
 		_ = conn.CloseWrite()
 	}()
-	_, err = io.Copy(stream, conn)
-	if errors.Is(err, net.ErrClosed) {
-		err = nil
-	}
-	return err
+	// A connection that breaks is its own affair. An error told to kubectl would end the whole forward.
+	_, _ = io.Copy(stream, conn)
+	return nil
 }
 
 // dial connects to a port from inside the Pod's network namespace.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -235,6 +236,15 @@ func TestLogsExecPortForward(t *testing.T) {
 		if got := get("http://" + addr + "/"); !strings.HasPrefix(got, "hello from tools-") {
 			t.Errorf("port-forward: %q", got)
 		}
+		// A client that breaks its connection off does not end the forward.
+		rude, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(rude, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		_, _ = rude.Read(make([]byte, 1))
+		_ = rude.(*net.TCPConn).SetLinger(0)
+		rude.Close()
 	}
 	kubectl(t, c, "delete", "deployment/tools", "service/tools")
 }

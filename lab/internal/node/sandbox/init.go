@@ -136,7 +136,7 @@ func lookPath(name string, env []string) (string, error) {
 			}
 		}
 	}
-	return "", fmt.Errorf("exec: %q: %w in $PATH", name, exec.ErrNotFound)
+	return "", fmt.Errorf("exec: %q: %w", name, exec.ErrNotFound)
 }
 
 func execFD(fd int, argv, env []string) error {
