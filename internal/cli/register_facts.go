@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"crypto/x509"
-	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"strings"
@@ -227,21 +226,24 @@ func parseClientCertificate(raw []byte) *clientCertificate {
 	return &clientCertificate{Cert: certs[0], Key: mesh.FingerprintOf(certs[0].RawSubjectPublicKeyInfo)}
 }
 
-// revokedKeys reads the management server's record of the keys a cluster used.
+// identityRecord is what the management server records of the keys a cluster used; other fields are its own business.
+type identityRecord struct {
+	Keys []struct {
+		SPKI    mesh.Fingerprint `json:"spki"`
+		Revoked bool             `json:"revoked"`
+	} `json:"keys"`
+}
+
+// revokedKeys reads which keys of a cluster were revoked.
 func revokedKeys(raw []byte) []mesh.Fingerprint {
-	var record struct {
-		Keys []struct {
-			SPKI    string `json:"spki"`
-			Revoked bool   `json:"revoked"`
-		} `json:"keys"`
-	}
+	var record identityRecord
 	if json.Unmarshal(raw, &record) != nil {
 		return nil
 	}
 	var out []mesh.Fingerprint
 	for _, k := range record.Keys {
-		if b, err := hex.DecodeString(k.SPKI); err == nil && len(b) == len(mesh.Fingerprint{}) && k.Revoked {
-			out = append(out, mesh.Fingerprint(b))
+		if k.Revoked {
+			out = append(out, k.SPKI)
 		}
 	}
 	return out
@@ -249,11 +251,7 @@ func revokedKeys(raw []byte) []mesh.Fingerprint {
 
 // allRevoked reports whether every key in the record is revoked.
 func allRevoked(raw []byte) bool {
-	var record struct {
-		Keys []struct {
-			Revoked bool `json:"revoked"`
-		} `json:"keys"`
-	}
+	var record identityRecord
 	if json.Unmarshal(raw, &record) != nil {
 		return false
 	}
