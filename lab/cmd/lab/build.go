@@ -95,7 +95,7 @@ func build(ctx context.Context, dir state.Dir, lab *state.Lab, out *printer) err
 }
 
 // product lists the programs of the product that this checkout has. Without
-// meshctl there is nothing to install.
+// all that an installation takes, there is none.
 func product(repo string) []string {
 	var out []string
 	for _, name := range append(addons.ProductImages(), "meshctl") {
@@ -103,8 +103,10 @@ func product(repo string) []string {
 			out = append(out, "./cmd/"+name)
 		}
 	}
-	if !slices.Contains(out, "./cmd/meshctl") {
-		return nil
+	for _, needed := range []string{"meshctl", "gloo-mesh-mgmt-server", "gloo-mesh-agent"} {
+		if !slices.Contains(out, "./cmd/"+needed) {
+			return nil
+		}
 	}
 	return out
 }

@@ -2,23 +2,20 @@ package addons
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 )
 
 // ManagementPlane installs the product with its own CLI, as a person would:
 // the lab adds nothing to it.
 type ManagementPlane struct {
-	Bin        string   // folder with meshctl and the images of the product
-	Kubeconfig string   // contexts named as the clusters, reachable from here
-	Mgmt       string   // context of the management cluster
-	Clusters   []string // to register
+	Bin        string // folder with meshctl and the images of the product
+	Kubeconfig string // contexts named as the clusters, reachable from here
+	Mgmt       string // context of the management cluster
 	LogDir     string
 }
 
@@ -49,27 +46,14 @@ func (p ManagementPlane) Built() bool {
 	return err == nil
 }
 
-// Install installs the management server, then registers the clusters side by
-// side; one that fails does not hold the others up. It may call done from
-// several goroutines at once.
-func (p ManagementPlane) Install(ctx context.Context, done func(Step)) error {
-	start := time.Now()
-	if err := p.meshctl(ctx, "meshctl-install", p.installArgs()); err != nil {
-		return err
-	}
-	done(Step{Cluster: p.Mgmt, What: "management plane installed", Took: time.Since(start)})
-	errs := make([]error, len(p.Clusters))
-	var wg sync.WaitGroup
-	for i, cluster := range p.Clusters {
-		wg.Go(func() {
-			start := time.Now()
-			if errs[i] = p.meshctl(ctx, "meshctl-register-"+cluster, p.registerArgs(cluster)); errs[i] == nil {
-				done(Step{Cluster: cluster, What: "registered", Took: time.Since(start)})
-			}
-		})
-	}
-	wg.Wait()
-	return errors.Join(errs...)
+// Install installs the management server and returns when it is ready.
+func (p ManagementPlane) Install(ctx context.Context) error {
+	return p.meshctl(ctx, "meshctl-install", p.installArgs())
+}
+
+// Register registers a cluster and returns when it is connected.
+func (p ManagementPlane) Register(ctx context.Context, cluster string) error {
+	return p.meshctl(ctx, "meshctl-register-"+cluster, p.registerArgs(cluster))
 }
 
 // meshctl runs one command; its output is kept in a log and, when it fails,

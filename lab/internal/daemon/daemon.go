@@ -122,20 +122,37 @@ func (d *daemon) bringUp(ctx, units context.Context) error {
 	if err != nil {
 		return err
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	for _, c := range clusters {
-		g.Go(func() error { return d.bringUpCluster(gctx, units, c, installer) })
+	plane := &managementPlane{
+		ManagementPlane: addons.ManagementPlane{
+			Bin: d.dir.Bin(), Kubeconfig: d.dir.InnerKubeconfig(), Mgmt: state.Mgmt, LogDir: d.dir.Logs(),
+		},
+		done: make(chan struct{}),
 	}
-	if err := g.Wait(); err != nil {
+	plane.wanted = !d.lab.NoMgmt && plane.Built()
+	if !plane.wanted && !d.lab.NoMgmt {
+		d.progress.step("", "without a management plane: this repository does not have its programs yet")
+	}
+	// A cluster that fails does not end the others: a person wants to look at what there is.
+	errs := make([]error, len(clusters))
+	var wg sync.WaitGroup
+	for i, c := range clusters {
+		wg.Go(func() { errs[i] = d.bringUpCluster(ctx, units, d.lab.Clusters[i], c, installer, plane) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
 		return err
-	}
-	if !d.lab.NoMgmt {
-		if err := d.managementPlane(ctx); err != nil {
-			return err
-		}
 	}
 	d.progress.add(KindReady, "", "all healthy")
 	return nil
+}
+
+// managementPlane is installed on one cluster while the others come up, which
+// then register with it.
+type managementPlane struct {
+	addons.ManagementPlane
+	wanted bool
+	done   chan struct{} // closed when installed is known
+	err    error         // of the installation
 }
 
 // prepare makes keys, certificates, kubeconfigs and the network.
@@ -190,9 +207,43 @@ func (d *daemon) startKube(units context.Context, clusters []control.Cluster) {
 	}
 }
 
-// bringUpCluster waits for the control plane, adds the node and, on a workload
-// cluster, Istio and the demo.
-func (d *daemon) bringUpCluster(ctx, units context.Context, c control.Cluster, in *addons.Installer) error {
+// bringUpCluster brings one cluster up to its place in the mesh.
+func (d *daemon) bringUpCluster(ctx, units context.Context, sc state.Cluster, c control.Cluster, in *addons.Installer, plane *managementPlane) error {
+	err := d.equip(ctx, units, c, in)
+	switch {
+	case !plane.wanted:
+		return err
+	case c.Name == state.Mgmt:
+		if err == nil {
+			err = plane.Install(ctx)
+		}
+		plane.err = err
+		close(plane.done)
+		if err == nil {
+			d.progress.step(c.Name, "management plane installed")
+		}
+		return err
+	case err != nil || !sc.Registered:
+		return err
+	}
+	select {
+	case <-plane.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if plane.err != nil {
+		return nil // reported once, by mgmt
+	}
+	if err := plane.Register(ctx, c.Name); err != nil {
+		return err
+	}
+	d.progress.step(c.Name, "registered")
+	return nil
+}
+
+// equip waits for the control plane, adds the node and, on a workload cluster,
+// Istio and the demo.
+func (d *daemon) equip(ctx, units context.Context, c control.Cluster, in *addons.Installer) error {
 	wait, cancel := context.WithTimeoutCause(ctx, controlPlaneTimeout, fmt.Errorf("not ready after %s", controlPlaneTimeout))
 	defer cancel()
 	if err := control.WaitReady(wait, c); err != nil {
@@ -231,24 +282,6 @@ func (d *daemon) node(c control.Cluster) runFunc {
 			Log: slog.New(slog.NewTextHandler(log, nil)),
 		})
 	}
-}
-
-// managementPlane installs the product, when it has been built.
-func (d *daemon) managementPlane(ctx context.Context) error {
-	var registered []string
-	for _, c := range d.lab.Clusters {
-		if c.Registered {
-			registered = append(registered, c.Name)
-		}
-	}
-	plane := addons.ManagementPlane{
-		Bin: d.dir.Bin(), Kubeconfig: d.dir.InnerKubeconfig(), Mgmt: state.Mgmt, Clusters: registered, LogDir: d.dir.Logs(),
-	}
-	if !plane.Built() {
-		d.progress.step("", "no management plane: this repository has no cmd/meshctl yet")
-		return nil
-	}
-	return plane.Install(ctx, func(s addons.Step) { d.progress.step(s.Cluster, s.What) })
 }
 
 // withUnitErrors adds why components that matter for err ended, if they did.
