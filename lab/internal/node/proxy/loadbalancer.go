@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -15,9 +16,14 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+const patchTimeout = 5 * time.Second
+
 // assign gives every Service of type LoadBalancer an address, writes it to the status, and returns all addresses by
 // namespace/name. The status is the only memory: an address in it is kept.
 func (p *Proxy) assign(ctx context.Context, services []*corev1.Service) (map[string]netip.Addr, error) {
+	// A silent API server must not hold up the listeners.
+	ctx, cancel := context.WithTimeout(ctx, patchTimeout)
+	defer cancel()
 	have, write := plan(services, p.cfg.LBCIDR)
 	var errs []error
 	for _, s := range services {
