@@ -261,7 +261,8 @@ func TestInterrupt(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, l.prog, "up", "--clusters", "1", "--no-mgmt", "--state", string(l.dir))
 	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &interrupter{w: &out, at: "API server ready", cmd: cmd}, &out
+	w := &interrupter{w: &out, at: "API server ready", cmd: cmd}
+	cmd.Stdout, cmd.Stderr = w, w // one writer for both: package exec then writes from one goroutine
 	err := cmd.Run()
 	if code := cmd.ProcessState.ExitCode(); code != 130 {
 		t.Errorf("exit code %d, %v:\n%s", code, err, out.String())
