@@ -39,3 +39,6 @@ func (f *Fingerprint) UnmarshalText(b []byte) error {
 	*f = v
 	return nil
 }
+
+// ItemKey names an item that an agent reported.
+type ItemKey struct{ Type, Name string }

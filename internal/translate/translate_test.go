@@ -122,27 +122,3 @@ func TestWarm(t *testing.T) {
 	}
 }
 
-func TestMergeKeepsWhatMayNotBeRemoved(t *testing.T) {
-	obj := func(name, manifest string) (mesh.Ref, mesh.Object) {
-		r := mesh.Ref{Version: "v1", Kind: "ConfigMap", Namespace: "n", Name: name}
-		return r, mesh.Object{Ref: r, Manifest: []byte(manifest)}
-	}
-	set := func(kv ...string) translate.Objects {
-		out := translate.Objects{}
-		for i := 0; i < len(kv); i += 2 {
-			r, o := obj(kv[i], kv[i+1])
-			out[r] = o
-		}
-		return out
-	}
-	before, next := set("gone", "1", "kept", "1"), set("kept", "2", "new", "1")
-	if diff := cmp.Diff(next, translate.Merge(before, next, true)); diff != "" {
-		t.Errorf("warm: %s", diff)
-	}
-	if diff := cmp.Diff(set("gone", "1", "kept", "2", "new", "1"), translate.Merge(before, next, false)); diff != "" {
-		t.Errorf("not warm: %s", diff)
-	}
-	if diff := cmp.Diff(set("gone", "1", "kept", "1"), before); diff != "" {
-		t.Errorf("Merge changed its input: %s", diff)
-	}
-}

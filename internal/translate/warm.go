@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"maps"
 	"strings"
 	"time"
 
@@ -44,16 +43,6 @@ func Warm(s *mesh.Snapshot, sinceStart, grace time.Duration) Warmth {
 		w.Reason = fmt.Sprintf("nothing is sent yet: waiting for the inventory of %s", join(w.Waiting))
 	}
 	return w
-}
-
-// Merge is what may be published: next as it is when removal is allowed, else next and everything of before that next lacks.
-func Merge(before, next Objects, remove bool) Objects {
-	if remove || len(before) == 0 {
-		return next
-	}
-	out := maps.Clone(before)
-	maps.Copy(out, next)
-	return out
 }
 
 func join(names []mesh.ClusterName) string {
