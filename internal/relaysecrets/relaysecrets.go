@@ -297,9 +297,16 @@ func (s *Secrets) plan(have map[string]*corev1.Secret, now time.Time) (map[strin
 		if err != nil {
 			s.cfg.Log.Warn("relay certificates can't be renewed", "error", err)
 		}
-		if f = current; renewed != nil && err == nil && s.allOurs(have, current, renewed) {
-			f = renewed
-			why = append(why, "renewal")
+		f = current
+		if renewed != nil && err == nil {
+			merged, err := s.oursOnly(have, renewed, now)
+			if err != nil {
+				return nil, "", err
+			}
+			if merged != nil {
+				f = merged
+				why = append(why, "renewal")
+			}
 		}
 	}
 	next, err := f.Secrets()
@@ -320,19 +327,19 @@ func (s *Secrets) plan(have map[string]*corev1.Secret, now time.Time) (map[strin
 	return want, strings.Join(append(why, more...), "; "), nil
 }
 
-// allOurs: every Secret that the renewal would change was made here.
-func (s *Secrets) allOurs(have map[string]*corev1.Secret, before, after *family.Family) bool {
-	b, err1 := before.Secrets()
-	a, err2 := after.Secrets()
-	if err1 != nil || err2 != nil {
-		return false
+// oursOnly is next where the Secrets were made here, and what is there where they were supplied; nil when the two don't fit together.
+func (s *Secrets) oursOnly(have map[string]*corev1.Secret, next *family.Family, now time.Time) (*family.Family, error) {
+	d, err := next.Secrets()
+	if err != nil {
+		return nil, fmt.Errorf("relay certificates: %w", err)
 	}
-	for name, pair := range map[string][2]map[string][]byte{s.names.Root: {b.Root, a.Root}, s.names.Signing: {b.Signing, a.Signing}, s.names.Server: {b.Server, a.Server}} {
-		if have[name] != nil && !ours(have[name]) && !maps.EqualFunc(pair[0], pair[1], bytes.Equal) {
-			return false
+	for name, part := range map[string]*map[string][]byte{s.names.Root: &d.Root, s.names.Signing: &d.Signing, s.names.Server: &d.Server} {
+		if have[name] != nil && !ours(have[name]) {
+			*part = have[name].Data
 		}
 	}
-	return true
+	f, _ := family.Parse(d, now)
+	return f, nil
 }
 
 // planOthers adds the management cluster's own client certificate and the shared token.
