@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -20,7 +21,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/errors"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -72,6 +73,9 @@ type Config struct {
 	Log         *slog.Logger
 }
 
+// putBackAfter is how long a deleted Secret stays away.
+const putBackAfter = 10 * time.Second
+
 // clientLife is the life of the management cluster's own client certificate.
 const clientLife = 365 * 24 * time.Hour
 
@@ -86,12 +90,14 @@ type Secrets struct {
 	problems []family.Problem
 	changed  chan struct{}
 	seen     map[string]map[string][]byte // last data of our own Secrets, to put one back that was deleted
+	missing  map[string]time.Time         // since when one of those is gone
+	faulty   map[string]bool              // had a problem when last seen
 	digest   string
 }
 
 // New returns Secrets; Load reads, Keep writes.
 func New(cfg Config) *Secrets {
-	return &Secrets{cfg: cfg, names: cfg.Names.withDefaults(), changed: make(chan struct{}), seen: map[string]map[string][]byte{}}
+	return &Secrets{cfg: cfg, names: cfg.Names.withDefaults(), changed: make(chan struct{}), seen: map[string]map[string][]byte{}, missing: map[string]time.Time{}, faulty: map[string]bool{}}
 }
 
 // Current is the family in force, nil before the first successful Load.
@@ -128,7 +134,7 @@ func (s *Secrets) read(ctx context.Context) (map[string]*corev1.Secret, *corev1.
 	for _, name := range append(s.names.All(), Journal) {
 		var sec corev1.Secret
 		err := s.cfg.Client.Get(ctx, client.ObjectKey{Namespace: s.cfg.Namespace, Name: name}, &sec)
-		if errors.IsNotFound(err) {
+		if apierrors.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
@@ -191,6 +197,9 @@ func (s *Secrets) take(have map[string]*corev1.Secret, now time.Time) []family.P
 			delete(s.seen, n)
 		}
 	}
+	for n := range have {
+		s.faulty[n] = slices.ContainsFunc(problems, func(p family.Problem) bool { return s.published(p.Secret) == n })
+	}
 	var fresh []family.Problem
 	for _, p := range problems {
 		if !slices.Contains(s.problems, p) {
@@ -204,6 +213,14 @@ func (s *Secrets) take(have map[string]*corev1.Secret, now time.Time) []family.P
 		s.changed = make(chan struct{})
 	}
 	return fresh
+}
+
+// published maps the name a Problem has, which is the published one, to the name configured.
+func (s *Secrets) published(name string) string {
+	if i := slices.Index((Names{}).All(), name); i >= 0 {
+		return s.names.All()[i]
+	}
+	return name
 }
 
 func ours(sec *corev1.Secret) bool { return sec.Labels[ManagedBy] == ManagedByValue }
@@ -247,7 +264,8 @@ func (s *Secrets) Keep(ctx context.Context, now time.Time) ([]family.Problem, er
 	}
 	want, why, err := s.plan(have, now)
 	if err != nil {
-		return nil, err
+		_, loadErr := s.Load(ctx, now)
+		return nil, errors.Join(err, loadErr)
 	}
 	if len(want) > 0 {
 		s.cfg.Log.Info("writing relay certificates", "why", why, "secrets", slices.Sorted(maps.Keys(want)))
@@ -265,48 +283,44 @@ func (s *Secrets) plan(have map[string]*corev1.Secret, now time.Time) (map[strin
 	opts := family.Options{ServerNames: s.cfg.ServerNames}
 	n := s.names
 
-	s.mu.Lock()
-	for _, name := range n.All() { // deleted while we ran: put it back as it was
-		if have[name] == nil && s.seen[name] != nil {
-			want[name] = s.seen[name]
-			why = append(why, name+" was deleted")
-		}
+	back, err := s.putBack(have, now)
+	if err != nil {
+		return nil, "", err
 	}
-	s.mu.Unlock()
-
+	for name, data := range back {
+		want[name] = data
+		why = append(why, name+" was deleted")
+	}
 	d := s.data(have)
+	lacking := 0
 	for name, part := range map[string]*map[string][]byte{n.Root: &d.Root, n.Signing: &d.Signing, n.Server: &d.Server} {
 		if *part == nil {
 			*part = want[name]
 		}
+		if *part == nil {
+			lacking++
+		}
 	}
 	var f *family.Family
-	var err error
-	switch {
-	case d.Root == nil && d.Signing == nil && d.Server == nil:
-		if f, err = family.Generate(now, opts); err != nil {
-			return nil, "", fmt.Errorf("relay certificates: %w", err)
-		}
-		why = append(why, "first start")
-	default:
-		var current *family.Family
-		if current, _ = family.Parse(d, now); current == nil {
+	if lacking > 0 { // the first start, or a part was deleted because it was damaged
+		var done []string
+		if f, done, err = family.Repair(d, now, opts); err != nil {
+			s.cfg.Log.Warn("relay certificates can't be made", "error", err)
 			return want, strings.Join(why, "; "), nil // a person must mend it; Load says what
 		}
-		renewed, err := current.Maintain(now, opts)
+		why = append(why, done...)
+	} else if f, _ = family.Parse(d, now); f == nil {
+		return want, strings.Join(why, "; "), nil
+	} else if renewed, err := f.Maintain(now, opts); err != nil {
+		s.cfg.Log.Warn("relay certificates can't be renewed", "error", err)
+	} else if renewed != nil {
+		merged, err := s.oursOnly(have, renewed, now)
 		if err != nil {
-			s.cfg.Log.Warn("relay certificates can't be renewed", "error", err)
+			return nil, "", err
 		}
-		f = current
-		if renewed != nil && err == nil {
-			merged, err := s.oursOnly(have, renewed, now)
-			if err != nil {
-				return nil, "", err
-			}
-			if merged != nil {
-				f = merged
-				why = append(why, "renewal")
-			}
+		if merged != nil {
+			f = merged
+			why = append(why, "renewal")
 		}
 	}
 	next, err := f.Secrets()
@@ -315,7 +329,7 @@ func (s *Secrets) plan(have map[string]*corev1.Secret, now time.Time) (map[strin
 	}
 	if len(why) > 0 {
 		for name, data := range map[string]map[string][]byte{n.Root: next.Root, n.Signing: next.Signing, n.Server: next.Server} {
-			if have[name] == nil || ours(have[name]) && !maps.EqualFunc(have[name].Data, data, bytes.Equal) {
+			if have[name] == nil && want[name] == nil || have[name] != nil && ours(have[name]) && !maps.EqualFunc(have[name].Data, data, bytes.Equal) {
 				want[name] = data
 			}
 		}
@@ -325,6 +339,39 @@ func (s *Secrets) plan(have map[string]*corev1.Secret, now time.Time) (map[strin
 		return nil, "", err
 	}
 	return want, strings.Join(append(why, more...), "; "), nil
+}
+
+// errDeleted delays putting a Secret back: whoever deletes all of them wants a new family.
+var errDeleted = errors.New("a Secret of the relay was deleted: it is put back soon, unless all of them are deleted, which makes a new family")
+
+// putBack says which Secrets of ours were deleted while we ran, and what was in them. One that had a problem is not put back: it was deleted to get a new one.
+func (s *Secrets) putBack(have map[string]*corev1.Secret, now time.Time) (map[string]map[string][]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if have[s.names.Root] == nil && have[s.names.Signing] == nil && have[s.names.Server] == nil {
+		clear(s.missing)
+		clear(s.seen)
+		return nil, nil
+	}
+	back := map[string]map[string][]byte{}
+	var wait error
+	for _, name := range s.names.All() {
+		if have[name] != nil || s.seen[name] == nil || s.faulty[name] {
+			delete(s.missing, name)
+			continue
+		}
+		if s.missing[name].IsZero() {
+			s.missing[name] = now
+		}
+		if now.Sub(s.missing[name]) < putBackAfter {
+			wait = errDeleted
+		}
+		back[name] = s.seen[name]
+	}
+	if wait != nil {
+		return nil, wait
+	}
+	return back, nil
 }
 
 // oursOnly is next where the Secrets were made here, and what is there where they were supplied; nil when the two don't fit together.

@@ -195,7 +195,8 @@ func TestRenewalReloadAndRepair(t *testing.T) {
 		t.Error("the standby did not take up the renewed certificate")
 	}
 	client1 := get(t, c, ns, "relay-client-tls-secret").Data["tls.crt"]
-	keep(t, s, now.Add(300*24*time.Hour)) // of a year
+	later = now.Add(300 * 24 * time.Hour) // of a year
+	keep(t, s, later)
 	if string(get(t, c, ns, "relay-client-tls-secret").Data["tls.crt"]) == string(client1) {
 		t.Error("the management cluster's client certificate was not renewed")
 	}
@@ -205,7 +206,10 @@ func TestRenewalReloadAndRepair(t *testing.T) {
 		if err := c.Delete(t.Context(), get(t, c, ns, name)); err != nil {
 			t.Fatal(err)
 		}
-		keep(t, s, later)
+		if _, err := s.Keep(t.Context(), later); err == nil {
+			t.Errorf("%s was put back before one could delete the others", name)
+		}
+		keep(t, s, later.Add(10*time.Second))
 		if diff := cmp.Diff(was, get(t, c, ns, name).Data); diff != "" {
 			t.Errorf("%s was not put back as it was", name)
 		}
@@ -233,5 +237,23 @@ func TestRenewalReloadAndRepair(t *testing.T) {
 	if again := keep(t, s, later); len(again) != 0 {
 		t.Errorf("said again: %v", again)
 	}
-	t.Logf("family kept: %v; %v", s.Current() == before, fresh)
+	// its fix is to delete it: a new one is made from the root, and agents are none the wiser
+	if err := c.Delete(t.Context(), get(t, c, ns, "relay-server-tls-secret")); err != nil {
+		t.Fatal(err)
+	}
+	keep(t, s, later)
+	if p := s.Problems(); len(p) != 0 || !s.Current().Root.Cert.Equal(before.Root.Cert) {
+		t.Errorf("after the fix: %v", p)
+	}
+
+	// all deleted: a new family
+	for _, name := range five {
+		if err := c.Delete(t.Context(), get(t, c, ns, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep(t, s, later)
+	if p := s.Problems(); len(p) != 0 || s.Current().Root.Cert.Equal(before.Root.Cert) || len(stored(t, c, ns)) != 5 {
+		t.Errorf("after deleting all: problems %v, same root %v", p, s.Current().Root.Cert.Equal(before.Root.Cert))
+	}
 }
