@@ -53,7 +53,7 @@ func parseRelayAddress(given string) (string, error) {
 }
 
 // errAddressPending: the Service is a LoadBalancer that has no address yet; waiting may help.
-var errAddressPending = errors.New("the LoadBalancer has no address yet") //nolint:gochecknoglobals // a sentinel
+var errAddressPending = errors.New("the LoadBalancer has no address yet")
 
 // relayAddress finds the address under which another cluster reaches the management server, from its Service; how tells where it came from.
 // nodes are needed for a NodePort only. sameCluster: the agent runs in the management cluster, and any Service type does.

@@ -276,11 +276,7 @@ func checkRelay(f *checkFacts) section {
 	s := section{Name: "Relay certificates", Status: checkOK}
 	problems, info := relayProblems(f.Secrets, f.Now)
 	for _, p := range problems {
-		status := checkWarning
-		if p.Fatal {
-			status = checkError
-		}
-		s.add(status, "%s", p.String())
+		s.add(severity(p, f.Secrets[p.Secret], f.Now), "%s", p.String())
 	}
 	if len(problems) > 0 {
 		s.add(s.Status, "mend it: meshctl relay repair --mgmt-context %s", f.Context)
@@ -313,13 +309,31 @@ func relayProblems(secrets map[string]*corev1.Secret, now time.Time) (problems [
 		}
 	}
 	until := func(what string, at time.Time) string {
-		return fmt.Sprintf("%s until %s (%s)", what, at.UTC().Format(time.DateOnly), short(at.Sub(now).Truncate(time.Hour)))
+		return fmt.Sprintf("%s until %s (%s)", what, at.UTC().Format(time.DateOnly), short(at.Sub(now)))
 	}
 	info = append(info, until("root", fam.Root.Cert.NotAfter), until("signing CA", fam.Signing.Cert.NotAfter))
 	if len(fam.Server.Chain) > 0 {
 		info = append(info, until("server", fam.Server.Chain[0].NotAfter))
 	}
 	return problems, info
+}
+
+// severity: what makes the server or its agents refuse is an error; what only nears its end, or concerns one client, is a warning.
+func severity(p family.Problem, secret *corev1.Secret, now time.Time) string {
+	switch {
+	case p.Fatal:
+		return checkError
+	case p.Secret == secretClient, p.Secret == secretToken:
+		return checkWarning
+	}
+	if secret != nil {
+		for _, c := range parseCertificates(secret.Data["tls.crt"]) {
+			if now.Before(c.NotAfter) && c.NotAfter.Sub(now) < 30*24*time.Hour && now.After(c.NotBefore) {
+				return checkWarning
+			}
+		}
+	}
+	return checkError
 }
 
 func familySecrets(secrets map[string]*corev1.Secret) family.Secrets {

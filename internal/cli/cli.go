@@ -67,7 +67,7 @@ type app struct {
 
 // Run runs one command line and returns its exit code.
 func Run(ctx context.Context, args []string, streams Streams) int {
-	root := newRoot(streams)
+	root := newRoot(streams) //nolint:contextcheck // the verbs take the context of their command, which ExecuteContext sets
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -84,7 +84,7 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 }
 
 // errSilent ends a verb whose report says what is wrong already.
-var errSilent = errors.New("see the report") //nolint:gochecknoglobals // a sentinel
+var errSilent = errors.New("see the report")
 
 func newRoot(streams Streams) *cobra.Command {
 	a := &app{streams: streams, log: slog.New(slog.DiscardHandler)}
@@ -165,6 +165,8 @@ func short(d time.Duration) string {
 		return d.Round(100 * time.Millisecond).String()
 	case d < 2*time.Minute:
 		return d.Round(time.Second).String()
+	case d >= 48*time.Hour:
+		return fmt.Sprintf("%d days", d/(24*time.Hour))
 	default:
 		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
 	}

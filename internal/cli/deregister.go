@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -93,7 +92,7 @@ func (a *app) deregister(ctx context.Context, o *deregisterOptions) error {
 			return err
 		}
 	}
-	var w io.Writer = a.streams.Out
+	w := a.streams.Out
 	if format != formatTable {
 		w = a.streams.Err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -184,7 +183,7 @@ func (a *app) install(ctx context.Context, o *installOptions) error {
 	if o.dryRun {
 		return a.printManifests(ctx, h, plan)
 	}
-	var w io.Writer = a.streams.Out
+	w := a.streams.Out
 	if format != formatTable {
 		w = a.streams.Err
 	}
@@ -243,11 +242,11 @@ func (a *app) doInstall(ctx context.Context, h *helm, plan *installPlan, upgrade
 			if err := h.cluster.awaitSecrets(gctx, h.namespace); err != nil {
 				return err
 			}
-			out.done("the relay's five Secrets are there")
+			out.fine("the relay's five Secrets are there")
 			if err := h.cluster.awaitWebhook(gctx, h.namespace); err != nil {
 				return err
 			}
-			out.done("the webhook answers: who registers a cluster is recorded")
+			out.fine("the webhook answers: who registers a cluster is recorded")
 			return nil
 		})
 	}
@@ -260,7 +259,7 @@ func (a *app) doInstall(ctx context.Context, h *helm, plan *installPlan, upgrade
 		}); err != nil {
 			return notReached(fmt.Errorf("cluster %s did not connect to its own management server: %w; see meshctl check", plan.Cluster, err))
 		}
-		out.done("%s is Connected", plan.Cluster)
+		out.fine("%s is Connected", plan.Cluster)
 	}
 	return nil
 }
@@ -269,13 +268,13 @@ func (a *app) doInstall(ctx context.Context, h *helm, plan *installPlan, upgrade
 func (c *cluster) awaitProgram(ctx context.Context, namespace, name string, out *progress) error {
 	err := c.awaitRollout(ctx, namespace, name)
 	if err == nil {
-		out.done("%s is ready", name)
+		out.fine("%s is ready", name)
 		return nil
 	}
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	look, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	look, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	f := c.programFacts(look, namespace, name)
 	f.Cluster = &adminv2.KubernetesCluster{}

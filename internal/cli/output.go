@@ -70,15 +70,13 @@ func printTable(w io.Writer, indent string, head []string, rows [][]string) {
 		}
 	}
 	for _, row := range append([][]string{head}, rows...) {
-		line := indent
+		var line strings.Builder
+		line.WriteString(indent)
 		for i, cell := range row {
-			if i == len(row)-1 {
-				line += cell
-				break
-			}
-			line += cell + strings.Repeat(" ", width[i]-len([]rune(cell))+3)
+			line.WriteString(cell)
+			line.WriteString(strings.Repeat(" ", width[i]-len([]rune(cell))+3))
 		}
-		fmt.Fprintln(w, strings.TrimRight(line, " "))
+		fmt.Fprintln(w, strings.TrimRight(line.String(), " "))
 	}
 }
 

@@ -23,16 +23,17 @@ type step struct {
 	Seconds float64 `json:"seconds"` // since the start
 	Level   string  `json:"level"`   // ok, note or warning
 	Text    string  `json:"text"`
+	changed bool    // it is something that exists now, or is gone now
 }
 
 func (a *app) newProgress(w io.Writer) *progress {
 	return &progress{w: w, plain: a.Plain, colour: a.streams.Terminal && !a.Plain, start: time.Now()}
 }
 
-func (p *progress) say(level, format string, args ...any) {
+func (p *progress) say(level string, changed bool, format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := step{Seconds: time.Since(p.start).Round(time.Millisecond).Seconds(), Level: level, Text: fmt.Sprintf(format, args...)}
+	s := step{Seconds: time.Since(p.start).Round(time.Millisecond).Seconds(), Level: level, Text: fmt.Sprintf(format, args...), changed: changed}
 	p.steps = append(p.steps, s)
 	fmt.Fprintf(p.w, "%6.1fs %s %s\n", s.Seconds, p.mark(level), s.Text)
 }
@@ -48,22 +49,25 @@ func (p *progress) mark(level string) string {
 	return map[string]string{"ok": "\x1b[32m", "note": "\x1b[90m", "warning": "\x1b[33m", "error": "\x1b[31m"}[level] + mark + "\x1b[0m"
 }
 
-// done tells of something that now is so.
-func (p *progress) done(format string, args ...any) { p.say("ok", format, args...) }
+// done tells of something that was made or removed.
+func (p *progress) done(format string, args ...any) { p.say("ok", true, format, args...) }
+
+// fine tells of something that is as it should be.
+func (p *progress) fine(format string, args ...any) { p.say("ok", false, format, args...) }
 
 // note tells of something worth knowing.
-func (p *progress) note(format string, args ...any) { p.say("note", format, args...) }
+func (p *progress) note(format string, args ...any) { p.say("note", false, format, args...) }
 
 // warn tells of something to look at.
-func (p *progress) warn(format string, args ...any) { p.say("warning", format, args...) }
+func (p *progress) warn(format string, args ...any) { p.say("warning", false, format, args...) }
 
-// made returns what was done so far, for the report of a failure.
+// made returns what was made or removed so far, for the report of a failure.
 func (p *progress) made() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var out []string
 	for _, s := range p.steps {
-		if s.Level == "ok" {
+		if s.changed {
 			out = append(out, s.Text)
 		}
 	}

@@ -224,7 +224,11 @@ func (r *registering) prepare(ctx context.Context) error {
 		return err
 	}
 	r.report.Release, r.report.NewToken, r.report.ClusterUID = r.plan.Release, r.plan.NewToken, string(r.facts.RemoteUID)
-	r.out.done("checked both clusters: you may do this, the name is free, the cluster is new or this one")
+	if r.plan.Existing == nil {
+		r.out.fine("checked: you may do this on both clusters, and the name is free")
+	} else {
+		r.out.fine("checked: you may do this on both clusters; %s is registered already, %s", r.name, registered(r.plan.Existing, r.facts.Now))
+	}
 	for _, note := range r.plan.Notes {
 		r.out.note("%s", note)
 	}
@@ -233,7 +237,7 @@ func (r *registering) prepare(ctx context.Context) error {
 		return err
 	}
 	r.report.RelayAddress = r.address
-	r.out.done("relay address %s (%s)", r.address, how)
+	r.out.fine("relay address %s (%s)", r.address, how)
 	return nil
 }
 
@@ -280,7 +284,7 @@ func (r *registering) sayPlan() {
 func (r *registering) halfWay(err error) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "registering %s stopped half-way: %v\n", r.name, err)
-	if made := r.out.made(); len(made) > 1 {
+	if made := r.out.made(); len(made) > 0 {
 		b.WriteString("Done so far:\n")
 		for _, m := range made {
 			fmt.Fprintf(&b, "    %s\n", m)

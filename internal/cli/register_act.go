@@ -60,7 +60,7 @@ func (r *registering) ensureCluster(ctx context.Context) (*adminv2.KubernetesClu
 			r.out.done("changed KubernetesCluster %s/%s on %s", kc.Namespace, kc.Name, r.mgmt.Context)
 			return kc, nil
 		}
-		r.out.done("KubernetesCluster %s/%s exists on %s", kc.Namespace, kc.Name, r.mgmt.Context)
+		r.out.fine("KubernetesCluster %s/%s exists on %s", kc.Namespace, kc.Name, r.mgmt.Context)
 		return kc, nil
 	}
 	kc := &adminv2.KubernetesCluster{
@@ -176,7 +176,7 @@ func (r *registering) copyRoot(ctx context.Context) error {
 		return r.remote.says("read Secret "+secretRoot, err)
 	}
 	if ok && len(old.Data) == 1 && string(old.Data["ca.crt"]) == string(r.facts.RootBundle) {
-		r.out.done("the relay's root is in %s", r.remote.Context)
+		r.out.fine("the relay's root is in %s", r.remote.Context)
 		return nil
 	}
 	if len(old.Data["tls.key"]) > 0 {

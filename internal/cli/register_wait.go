@@ -22,7 +22,7 @@ import (
 func (r *registering) awaitConnected(ctx context.Context) error {
 	if r.plan.Connected {
 		if err := r.remote.awaitRollout(ctx, r.remoteNamespace, agentName); err != nil {
-			return r.explain(err)
+			return r.explain(ctx, err)
 		}
 	}
 	r.out.note("waiting for the agent to connect")
@@ -35,10 +35,10 @@ func (r *registering) awaitConnected(ctx context.Context) error {
 		return kc.Status.Connection == adminv2.ConnectionConnected && (kc.Status.ClusterUID == "" || kc.Status.ClusterUID == string(r.facts.RemoteUID)), nil
 	})
 	if err != nil {
-		return r.explain(err)
+		return r.explain(ctx, err)
 	}
 	r.report.Status, r.report.AgentVersion = string(kc.Status.Connection), kc.Status.AgentVersion
-	r.out.done("%s is Connected (agent %s)", r.name, firstOf(kc.Status.AgentVersion, "of unknown version"))
+	r.out.fine("%s is Connected (agent %s)", r.name, firstOf(kc.Status.AgentVersion, "of unknown version"))
 	return nil
 }
 
@@ -53,7 +53,7 @@ func refusal(kc *adminv2.KubernetesCluster) string {
 }
 
 // errGone: the awaited object was deleted.
-var errGone = errors.New("it was deleted meanwhile") //nolint:gochecknoglobals // a sentinel
+var errGone = errors.New("it was deleted meanwhile")
 
 // awaitObject lists and watches one object until ok likes it.
 func awaitObject[T client.Object](ctx context.Context, c *cluster, list client.ObjectList, namespace, name string, ok func(T) (bool, error)) (T, error) {
@@ -124,14 +124,14 @@ type programFacts struct {
 }
 
 // explain says why the agent is not connected and how to go on; all was done, so the exit code is ExitNotReached.
-func (r *registering) explain(cause error) error {
+func (r *registering) explain(ctx context.Context, cause error) error {
 	if errors.Is(cause, errGone) {
 		return fmt.Errorf("KubernetesCluster %s on %s was deleted while its agent was awaited: somebody deregistered it. Remove the agent with: %s", r.name, r.mgmt.Context, r.undo())
 	}
 	if !errors.Is(cause, context.DeadlineExceeded) && !errors.Is(cause, context.Canceled) {
 		return r.halfWay(cause)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second) // the time of the command itself is up
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second) // the time of the command itself is up
 	defer cancel()
 	f := r.remote.programFacts(ctx, r.remoteNamespace, agentName)
 	f.Address = r.address

@@ -44,7 +44,7 @@ func (a *app) relayCommand() *cobra.Command {
 		formatFlag(sub, &output, formatTable, formatJSON, formatYAML)
 		cmd.AddCommand(sub)
 	}
-	verb("check", "Check the relay's five Secrets as one chain", "Changes nothing; exit code 1 when the server could not serve with them.",
+	verb("check", "Check the relay's five Secrets as one chain", "Changes nothing; exit code 1 when the server can't serve with them, or agents would refuse it.",
 		"  meshctl relay check --mgmt-context mgmt", a.relayCheck)
 	verb("rotate", "Make the successor root the current one", `The successor is in every agent's trust bundle already, so no agent falls out. The server takes the new certificates at once, without a
 restart. A new successor is made, and handed to the agents in their sessions.`,
@@ -90,11 +90,7 @@ func (a *app) relayCheck(ctx context.Context, c *cluster, f format) error {
 	report.Problems, report.Info = relayProblems(secrets, time.Now())
 	s := section{Status: checkOK}
 	for _, p := range report.Problems {
-		if p.Fatal {
-			s.worse(checkError)
-		} else {
-			s.worse(checkWarning)
-		}
+		s.worse(severity(p, secrets[p.Secret], time.Now()))
 	}
 	report.Status = s.Status
 	if err := a.printRelay(f, report); err != nil {
@@ -115,11 +111,7 @@ func (a *app) printRelay(f format, r relayReport) error {
 		fmt.Fprintf(w, "%s %s\n", a.light(checkOK), line)
 	}
 	for _, p := range r.Problems {
-		status := checkWarning
-		if p.Fatal {
-			status = checkError
-		}
-		fmt.Fprintf(w, "%s %s\n", a.light(status), p.String())
+		fmt.Fprintf(w, "%s %s\n", a.light(r.Status), p.String())
 	}
 	if len(r.Problems) == 0 {
 		fmt.Fprintf(w, "%s the relay's five Secrets form one chain\n", a.light(checkOK))
@@ -184,6 +176,9 @@ func (a *app) relayRotate(ctx context.Context, c *cluster, f format) error {
 		return err
 	}
 	report.Problems, report.Info = relayProblems(secrets, now)
+	if len(report.Problems) > 0 {
+		report.Status = checkWarning
+	}
 	return a.printRelay(f, report)
 }
 
@@ -199,7 +194,7 @@ func (a *app) relayRepair(ctx context.Context, c *cluster, f format) error {
 			leaf = certs[0]
 		}
 	}
-	fam, done, err := repairFamily(familySecrets(secrets), now, issueOptions(leaf, a.Namespace))
+	fam, done, err := family.Repair(familySecrets(secrets), now, issueOptions(leaf, a.Namespace))
 	if err != nil {
 		return fmt.Errorf("the relay's root itself can't be used, so nothing can be issued from it: %w\nRestore Secret %s/%s from a backup; without one, delete all five Secrets, restart %s and register the clusters again",
 			err, a.Namespace, secretRoot, serverName)
@@ -235,6 +230,9 @@ func (a *app) relayRepair(ctx context.Context, c *cluster, f format) error {
 	return a.printRelay(f, report)
 }
 
+// clientLifetime is that of the management cluster's own client certificate; its agent renews it.
+const clientLifetime = 90 * 24 * time.Hour
+
 // reissueClient renews the management cluster's own client certificate when it no longer fits.
 func (a *app) reissueClient(ctx context.Context, c *cluster, old *corev1.Secret, fam *family.Family, now time.Time) ([]string, error) {
 	name := mesh.ClusterName("")
@@ -250,7 +248,7 @@ func (a *app) reissueClient(ctx context.Context, c *cluster, old *corev1.Secret,
 	if name == "" {
 		return []string{secretClient + ": left to the management server, which knows its cluster's name; it makes it within a minute"}, nil
 	}
-	chain, key, err := fam.NewClient(name, now, 0)
+	chain, key, err := fam.NewClient(name, now, clientLifetime)
 	if err != nil {
 		return nil, fmt.Errorf("issue the client certificate of %s: %w", name, err)
 	}
