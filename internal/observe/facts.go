@@ -1,0 +1,190 @@
+package observe
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"ambitmesh.dev/ambit/internal/mesh"
+)
+
+// networkLabel on istiod's namespace names the cluster's network.
+const networkLabel = "topology.istio.io/network"
+
+// istiod is what one istiod Deployment says of itself.
+type istiod struct {
+	namespace, revision, version string
+	trustDomain                  string // env TRUST_DOMAIN; rarely set
+}
+
+// facts is what is known of the cluster as a whole. Not safe for concurrent use.
+type facts struct {
+	kubernetes string
+	networks   map[string]string // by namespace, where labelled
+	istiods    map[string]istiod // by namespace/name of the Deployment
+	meshes     map[string]string // trust domain by namespace/name of the MeshConfig ConfigMap
+	problems   map[string]string // by resource
+}
+
+func newFacts(kubernetes string) *facts {
+	return &facts{kubernetes: kubernetes, networks: map[string]string{}, istiods: map[string]istiod{}, meshes: map[string]string{}, problems: map[string]string{}}
+}
+
+func (f *facts) namespace(name string, u *unstructured.Unstructured) {
+	delete(f.networks, name)
+	if u == nil {
+		return
+	}
+	if n := u.GetLabels()[networkLabel]; n != "" {
+		f.networks[name] = n
+	}
+}
+
+// deployment recognises istiod by the label its chart gives it, whatever the Deployment is called ("istiod", "istiod-gloo", "istiod-1-30").
+func (f *facts) deployment(name string, u *unstructured.Unstructured) {
+	delete(f.istiods, name)
+	if u == nil {
+		return
+	}
+	labels, _, _ := unstructured.NestedStringMap(u.Object, "spec", "template", "metadata", "labels")
+	if u.GetLabels()["app"] != "istiod" && labels["app"] != "istiod" {
+		return
+	}
+	d := istiod{namespace: u.GetNamespace(), revision: cmp.Or(u.GetLabels()["istio.io/rev"], labels["istio.io/rev"])}
+	for _, c := range objects(u.Object, "spec", "template", "spec", "containers") {
+		if name, _ := c["name"].(string); name != "discovery" {
+			continue
+		}
+		image, _ := c["image"].(string)
+		d.version = cmp.Or(imageTag(image), d.version)
+		env, _ := c["env"].([]any)
+		for _, e := range env {
+			if e, ok := e.(map[string]any); ok && e["name"] == "TRUST_DOMAIN" {
+				d.trustDomain, _ = e["value"].(string)
+			}
+		}
+	}
+	d.version = cmp.Or(d.version, labels["app.kubernetes.io/version"], u.GetLabels()["app.kubernetes.io/version"])
+	f.istiods[name] = d
+}
+
+// imageTag reads "1.30.1" from "host:5000/pilot:1.30.1-distroless@sha256:...".
+func imageTag(image string) string {
+	image, _, _ = strings.Cut(image, "@")
+	i := strings.LastIndex(image, ":")
+	if i < 0 || strings.Contains(image[i:], "/") {
+		return ""
+	}
+	return strings.TrimSuffix(image[i+1:], "-distroless")
+}
+
+// configMap reads the trust domain from a MeshConfig: ConfigMap istio or istio-REVISION in istiod's namespace, key mesh.
+func (f *facts) configMap(name string, u *unstructured.Unstructured) {
+	delete(f.meshes, name)
+	if u == nil || (u.GetName() != "istio" && !strings.HasPrefix(u.GetName(), "istio-")) {
+		return
+	}
+	raw, ok, _ := unstructured.NestedString(u.Object, "data", "mesh")
+	if !ok {
+		return
+	}
+	var config struct {
+		TrustDomain string `json:"trustDomain"`
+	}
+	if err := yaml.Unmarshal([]byte(raw), &config); err != nil {
+		f.problems["meshconfig "+name] = fmt.Sprintf("ConfigMap %s can't be read as MeshConfig: %v", name, err)
+		return
+	}
+	delete(f.problems, "meshconfig "+name)
+	f.meshes[name] = cmp.Or(config.TrustDomain, "cluster.local") // istio's default
+}
+
+// warn notes (or with nil forgets) why a kind can't be listed; it reports whether that changed anything.
+func (f *facts) warn(resource string, err error) bool {
+	old, had := f.problems[resource]
+	if err == nil {
+		delete(f.problems, resource)
+		return had
+	}
+	f.problems[resource] = fmt.Sprintf("can't list %s: %v", resource, err)
+	return f.problems[resource] != old
+}
+
+// keepOnly forgets what a list no longer has.
+func (f *facts) keepOnly(resource string, present map[string]bool) {
+	gone := func(name string) bool { return !present[name] }
+	switch resource {
+	case "namespaces":
+		maps.DeleteFunc(f.networks, func(n, _ string) bool { return gone(n) })
+	case "deployments":
+		maps.DeleteFunc(f.istiods, func(n string, _ istiod) bool { return gone(n) })
+	case "configmaps":
+		maps.DeleteFunc(f.meshes, func(n, _ string) bool { return gone(n) })
+	}
+}
+
+// info is the cluster item. With several istiods the newest version speaks; that there are several is said.
+func (f *facts) info() mesh.ClusterInfo {
+	out := mesh.ClusterInfo{KubernetesVersion: f.kubernetes}
+	names := slices.SortedFunc(maps.Keys(f.istiods), func(a, b string) int {
+		return cmp.Or(compareVersions(f.istiods[b].version, f.istiods[a].version), cmp.Compare(a, b))
+	})
+	if len(names) > 0 {
+		d := f.istiods[names[0]]
+		out.IstioVersion, out.IstioNamespace = d.version, d.namespace
+		out.Network = f.networks[d.namespace]
+		out.TrustDomain = mesh.TrustDomain(cmp.Or(d.trustDomain, f.meshes[d.namespace+"/istio-"+d.revision], f.meshes[d.namespace+"/istio"]))
+	}
+	if len(names) > 1 {
+		out.Warnings = append(out.Warnings, fmt.Sprintf("several istiods: %s; %s speaks for the cluster", strings.Join(names, ", "), names[0]))
+	}
+	for _, k := range slices.Sorted(maps.Keys(f.problems)) {
+		out.Warnings = append(out.Warnings, f.problems[k])
+	}
+	return out
+}
+
+// compareVersions orders dotted versions by number where they are numbers ("1.9" < "1.30").
+func compareVersions(a, b string) int {
+	as, bs := strings.FieldsFunc(a, notAlnum), strings.FieldsFunc(b, notAlnum)
+	for i := range min(len(as), len(bs)) {
+		x, errX := strconv.Atoi(as[i])
+		y, errY := strconv.Atoi(bs[i])
+		c := cmp.Compare(as[i], bs[i])
+		if errX == nil && errY == nil {
+			c = cmp.Compare(x, y)
+		}
+		if c != 0 {
+			return c
+		}
+	}
+	return cmp.Compare(len(as), len(bs))
+}
+
+func notAlnum(r rune) bool {
+	return (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+}
+
+// number reads a JSON number that fits a port; 0 otherwise.
+func number(v any) int32 {
+	switch n := v.(type) {
+	case int64:
+		if n >= 0 && n <= math.MaxUint16 {
+			return int32(n)
+		}
+	case float64:
+		if n >= 0 && n <= math.MaxUint16 {
+			return int32(n)
+		}
+	}
+	return 0
+}
+
+func itoa(n int32) string { return strconv.Itoa(int(n)) }

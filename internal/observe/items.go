@@ -1,0 +1,124 @@
+package observe
+
+import (
+	"strings"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/relay/synclog"
+)
+
+func noItem(*unstructured.Unstructured) (synclog.Key, any, bool) { return synclog.Key{}, nil, false }
+
+func namespaceItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
+	return synclog.Key{Type: mesh.ItemNamespace, Name: u.GetName()},
+		mesh.Namespace{Name: u.GetName(), Labels: ownLabels(u)}, true
+}
+
+// ownLabels leaves out what Kubernetes repeats from the name.
+func ownLabels(u *unstructured.Unstructured) map[string]string {
+	l := u.GetLabels()
+	if _, ok := l["kubernetes.io/metadata.name"]; ok {
+		delete(l, "kubernetes.io/metadata.name") // GetLabels returns a copy
+	}
+	if len(l) == 0 {
+		return nil
+	}
+	return l
+}
+
+func serviceAccountItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
+	return synclog.Key{Type: mesh.ItemServiceAccount, Name: objectName(u)},
+		mesh.ServiceAccount{Namespace: u.GetNamespace(), Name: u.GetName(), Labels: u.GetLabels()}, true
+}
+
+func serviceItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
+	s := mesh.Service{Namespace: u.GetNamespace(), Name: u.GetName(), Labels: u.GetLabels()}
+	s.Selector, _, _ = unstructured.NestedStringMap(u.Object, "spec", "selector")
+	if s.Type, _, _ = unstructured.NestedString(u.Object, "spec", "type"); s.Type == "ClusterIP" {
+		s.Type = ""
+	}
+	ip, _, _ := unstructured.NestedString(u.Object, "spec", "clusterIP")
+	s.Headless = ip == "None"
+	for _, p := range objects(u.Object, "spec", "ports") {
+		s.Ports = append(s.Ports, servicePort(p))
+	}
+	for _, in := range objects(u.Object, "status", "loadBalancer", "ingress") {
+		for _, field := range []string{"ip", "hostname"} {
+			if a, _ := in[field].(string); a != "" {
+				s.Addresses = append(s.Addresses, a)
+			}
+		}
+	}
+	return synclog.Key{Type: mesh.ItemService, Name: objectName(u)}, s, true
+}
+
+func servicePort(p map[string]any) mesh.ServicePort {
+	var out mesh.ServicePort
+	out.Name, _ = p["name"].(string)
+	out.Number = number(p["port"])
+	if out.Protocol, _ = p["protocol"].(string); out.Protocol == "TCP" {
+		out.Protocol = ""
+	}
+	out.App, _ = p["appProtocol"].(string)
+	switch t := p["targetPort"].(type) {
+	case string:
+		out.TargetPort = t
+	default:
+		if n := number(t); n != 0 && n != out.Number {
+			out.TargetPort = itoa(n)
+		}
+	}
+	return out
+}
+
+// workloadItem reads the Pod template of an owner.
+func workloadItem(kind string) func(*unstructured.Unstructured) (synclog.Key, any, bool) {
+	return func(u *unstructured.Unstructured) (synclog.Key, any, bool) {
+		w := mesh.Workload{Namespace: u.GetNamespace(), Kind: kind, Name: u.GetName()}
+		w.Labels, _, _ = unstructured.NestedStringMap(u.Object, "spec", "template", "metadata", "labels")
+		w.ServiceAccount, _, _ = unstructured.NestedString(u.Object, "spec", "template", "spec", "serviceAccountName")
+		if w.ServiceAccount == "" {
+			w.ServiceAccount = "default"
+		}
+		return synclog.Key{Type: mesh.ItemWorkload, Name: w.Namespace + "/" + kind + "/" + w.Name}, w, true
+	}
+}
+
+func gatewayItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
+	g := mesh.Gateway{Namespace: u.GetNamespace(), Name: u.GetName(), Labels: u.GetLabels()}
+	g.Class, _, _ = unstructured.NestedString(u.Object, "spec", "gatewayClassName")
+	for k, v := range u.GetAnnotations() {
+		if strings.HasPrefix(k, "gateway.istio.io/") || strings.HasPrefix(k, "networking.istio.io/") || strings.HasPrefix(k, "peering.solo.io/") {
+			if g.Annotations == nil {
+				g.Annotations = map[string]string{}
+			}
+			g.Annotations[k] = v
+		}
+	}
+	for _, a := range objects(u.Object, "status", "addresses") {
+		if v, _ := a["value"].(string); v != "" {
+			g.Addresses = append(g.Addresses, v)
+		}
+	}
+	for _, c := range objects(u.Object, "status", "conditions") {
+		if c["type"] == "Programmed" {
+			g.Programmed = c["status"] == "True"
+		}
+	}
+	return synclog.Key{Type: mesh.ItemGateway, Name: objectName(u)}, g, true
+}
+
+// objects reads a list of objects, skipping what is none.
+func objects(obj map[string]any, path ...string) []map[string]any {
+	list, _, _ := unstructured.NestedFieldNoCopy(obj, path...)
+	items, _ := list.([]any)
+	out := make([]map[string]any, 0, len(items))
+	for _, i := range items {
+		if m, ok := i.(map[string]any); ok {
+			out = append(out, m)
+		}
+	}
+	return out
+}
