@@ -19,9 +19,7 @@ func namespaceItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
 // ownLabels leaves out what Kubernetes repeats from the name.
 func ownLabels(u *unstructured.Unstructured) map[string]string {
 	l := u.GetLabels()
-	if _, ok := l["kubernetes.io/metadata.name"]; ok {
-		delete(l, "kubernetes.io/metadata.name") // GetLabels returns a copy
-	}
+	delete(l, "kubernetes.io/metadata.name") // GetLabels returns a copy
 	if len(l) == 0 {
 		return nil
 	}

@@ -58,12 +58,21 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {hostname: lb.example.com}]}}
 			Ports:     []mesh.ServicePort{{Name: "hbone", Number: 15008}, {Number: 80, TargetPort: "8080", Protocol: "UDP"}, {Number: 81, TargetPort: "web"}},
 			Addresses: []string{"192.0.2.1", "lb.example.com"},
 		}},
-		"headless service": {serviceItem, "{apiVersion: v1, kind: Service, metadata: {name: db, namespace: d}, spec: {type: ClusterIP, clusterIP: None}}",
-			synclog.Key{Type: "service", Name: "d/db"}, mesh.Service{Namespace: "d", Name: "db", Headless: true}},
-		"namespace": {namespaceItem, "{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {kubernetes.io/metadata.name: a, istio.io/dataplane-mode: ambient}}}",
-			synclog.Key{Type: "namespace", Name: "a"}, mesh.Namespace{Name: "a", Labels: map[string]string{"istio.io/dataplane-mode": "ambient"}}},
-		"deployment": {workloadItem("Deployment"), "{apiVersion: apps/v1, kind: Deployment, metadata: {name: b, namespace: a}, spec: {template: {metadata: {labels: {app: b}}, spec: {containers: []}}}}",
-			synclog.Key{Type: "workload", Name: "a/Deployment/b"}, mesh.Workload{Namespace: "a", Kind: "Deployment", Name: "b", Labels: map[string]string{"app": "b"}, ServiceAccount: "default"}},
+		"headless service": {
+			serviceItem, "{apiVersion: v1, kind: Service, metadata: {name: db, namespace: d}, spec: {type: ClusterIP, clusterIP: None}}",
+			synclog.Key{Type: "service", Name: "d/db"},
+			mesh.Service{Namespace: "d", Name: "db", Headless: true},
+		},
+		"namespace": {
+			namespaceItem, "{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {kubernetes.io/metadata.name: a, istio.io/dataplane-mode: ambient}}}",
+			synclog.Key{Type: "namespace", Name: "a"},
+			mesh.Namespace{Name: "a", Labels: map[string]string{"istio.io/dataplane-mode": "ambient"}},
+		},
+		"deployment": {
+			workloadItem("Deployment"), "{apiVersion: apps/v1, kind: Deployment, metadata: {name: b, namespace: a}, spec: {template: {metadata: {labels: {app: b}}, spec: {containers: []}}}}",
+			synclog.Key{Type: "workload", Name: "a/Deployment/b"},
+			mesh.Workload{Namespace: "a", Kind: "Deployment", Name: "b", Labels: map[string]string{"app": "b"}, ServiceAccount: "default"},
+		},
 		"gateway": {gatewayItem, `
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
@@ -71,8 +80,11 @@ metadata: {name: peer, namespace: edge, annotations: {gateway.istio.io/service-a
 spec: {gatewayClassName: istio-remote}
 status: {addresses: [{type: IPAddress, value: 192.0.2.9}], conditions: [{type: Accepted, status: "False"}, {type: Programmed, status: "True"}]}
 `, synclog.Key{Type: "gateway", Name: "edge/peer"}, mesh.Gateway{Namespace: "edge", Name: "peer", Class: "istio-remote", Annotations: map[string]string{"gateway.istio.io/service-account": "x"}, Addresses: []string{"192.0.2.9"}, Programmed: true}},
-		"malformed": {serviceItem, "{apiVersion: v1, kind: Service, metadata: {name: m, namespace: d}, spec: {ports: [1, {port: x}, {port: 99999999}]}}",
-			synclog.Key{Type: "service", Name: "d/m"}, mesh.Service{Namespace: "d", Name: "m", Ports: []mesh.ServicePort{{}, {}}}},
+		"malformed": {
+			serviceItem, "{apiVersion: v1, kind: Service, metadata: {name: m, namespace: d}, spec: {ports: [1, {port: x}, {port: 99999999}]}}",
+			synclog.Key{Type: "service", Name: "d/m"},
+			mesh.Service{Namespace: "d", Name: "m", Ports: []mesh.ServicePort{{}, {}}},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			key, got, ok := tc.item(parse(t, tc.in))

@@ -1,0 +1,160 @@
+package apply
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/tools/cache"
+
+	"ambitmesh.dev/ambit/internal/mesh"
+)
+
+// ensureWatch sees to it that our objects of a resource are watched, from its first apply on.
+func (a *Applier) ensureWatch(res resource) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.watched[res] {
+		a.watched[res] = true
+		a.follow(res)
+	}
+}
+
+// watch keeps a.live right and notices drift, until ctx ends.
+func (a *Applier) watch(ctx context.Context, res resource) {
+	client := a.cfg.Client.Resource(res.GroupVersionResource)
+	lw := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+			opts.LabelSelector = OwnerLabel + "=" + OwnerValue
+			return client.List(ctx, opts)
+		},
+		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+			opts.LabelSelector = OwnerLabel + "=" + OwnerValue
+			return client.Watch(ctx, opts)
+		},
+	}
+	cache.NewReflectorWithOptions(withoutWatchList{lw}, &unstructured.Unstructured{}, &follower{a: a, res: res}, cache.ReflectorOptions{Name: res.Resource}).RunWithContext(ctx)
+}
+
+// withoutWatchList: see internal/observe.
+type withoutWatchList struct{ *cache.ListWatch }
+
+// IsWatchListSemanticsUnSupported is how a reflector asks.
+func (withoutWatchList) IsWatchListSemanticsUnSupported() bool { return true }
+
+// follower is the store a reflector fills: it keeps fingerprints, no objects.
+type follower struct {
+	a   *Applier
+	res resource
+}
+
+func (f *follower) ref(u *unstructured.Unstructured) mesh.Ref {
+	gvk := u.GroupVersionKind()
+	return mesh.Ref{Group: gvk.Group, Version: gvk.Version, Kind: gvk.Kind, Namespace: u.GetNamespace(), Name: u.GetName()}
+}
+
+// seen compares an object with what we left there. f.a.mu is held.
+func (f *follower) seen(u *unstructured.Unstructured) {
+	ref := f.ref(u)
+	left, known := f.a.live[ref]
+	if !known {
+		f.a.live[ref] = mesh.Fingerprint{}
+	}
+	if left == fingerprint(u) {
+		return
+	}
+	w, wanted := f.a.desired[ref]
+	if !wanted {
+		return
+	}
+	var manifest map[string]any
+	if json.Unmarshal(w.manifest, &manifest) != nil || covers(u.Object, manifest) {
+		return
+	}
+	f.drifted(ref, "changed")
+}
+
+// drifted makes the loop put an object back. f.a.mu is held.
+func (f *follower) drifted(ref mesh.Ref, how string) {
+	k, applied := f.a.state[ref]
+	if _, wanted := f.a.desired[ref]; !wanted || !applied || !k.ok || k.drifted {
+		return
+	}
+	f.a.state[ref] = k.withDrift(time.Now())
+	f.a.cfg.Log.Warn("an object of ours is not as we left it; it is put back", "object", ref.String(), "how", how)
+	f.a.poke()
+}
+
+// Add is a watch's ADDED.
+func (f *follower) Add(obj any) error { return f.Update(obj) }
+
+// Update is a watch's MODIFIED.
+func (f *follower) Update(obj any) error {
+	if u, ok := obj.(*unstructured.Unstructured); ok {
+		f.a.mu.Lock()
+		defer f.a.mu.Unlock()
+		f.seen(u)
+	}
+	return nil
+}
+
+// Delete is a watch's DELETED: the object is gone, or our label is. Which one, put finds out.
+func (f *follower) Delete(obj any) error {
+	if u, ok := obj.(*unstructured.Unstructured); ok {
+		f.a.mu.Lock()
+		defer f.a.mu.Unlock()
+		ref := f.ref(u)
+		delete(f.a.live, ref)
+		f.drifted(ref, "deleted, or its owner label was removed")
+	}
+	return nil
+}
+
+// Replace is a whole list: what it lacks is gone.
+func (f *follower) Replace(list []any, _ string) error {
+	f.a.mu.Lock()
+	defer f.a.mu.Unlock()
+	present := map[mesh.Ref]bool{}
+	for _, obj := range list {
+		if u, ok := obj.(*unstructured.Unstructured); ok {
+			present[f.ref(u)] = true
+			f.seen(u)
+		}
+	}
+	for ref := range f.a.live {
+		if ref.Group == f.res.Group && ref.Version == f.res.Version && !present[ref] && f.isMine(ref) {
+			delete(f.a.live, ref)
+			f.drifted(ref, "gone while the watch was broken")
+		}
+	}
+	return nil
+}
+
+// isMine reports whether ref is of this follower's resource.
+func (f *follower) isMine(ref mesh.Ref) bool { return f.a.resources.is(ref, f.res) }
+
+// Resync is not used: nothing is cached that could be handed out again.
+func (f *follower) Resync() error { return nil }
+
+// fingerprint is of what a person would call the object: without status and what the API server keeps for itself.
+func fingerprint(u *unstructured.Unstructured) mesh.Fingerprint {
+	if u == nil {
+		return mesh.Fingerprint{}
+	}
+	m := map[string]any{}
+	for k, v := range u.Object {
+		if k != "status" && k != "metadata" {
+			m[k] = v
+		}
+	}
+	m["labels"], m["annotations"] = u.GetLabels(), u.GetAnnotations()
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return mesh.Fingerprint{}
+	}
+	return mesh.FingerprintOf(raw)
+}
