@@ -40,7 +40,7 @@ func (w *world) relayFamily(c client.Client) *family.Family {
 		secretClient: {"tls.crt": chain, "tls.key": key, "ca.crt": data.Root["ca.crt"]},
 		secretToken:  {"token": []byte("0123456789abcdef0123456789abcdef")},
 	} {
-		w.must(c.Create(w.t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: w.ns}, Data: d}))
+		w.must(c.Create(w.t.Context(), &corev1.Secret{ObjectMeta: madeByServer(w.ns, name), Data: d}))
 	}
 	return fam
 }
@@ -140,6 +140,22 @@ func TestRelayRotate(t *testing.T) {
 	}
 	if r := w.meshctl("relay", "check", "--mgmt-context", "mgmt", "-o", "json"); r.code != ExitOK {
 		t.Errorf("check after rotating: exit %d", r.code)
+	}
+}
+
+func TestRelayLeavesSuppliedSecrets(t *testing.T) {
+	w := newWorld(t)
+	w.relayFamily(w.mgmt)
+	s := w.secret(w.mgmt, secretServer)
+	s.Labels = nil
+	w.must(w.mgmt.Update(t.Context(), s))
+	root := w.secret(w.mgmt, secretRoot)
+	w.refused(w.meshctl("relay", "rotate", "--mgmt-context", "mgmt"), ExitFailed, secretServer, "--force", "nothing was changed")
+	if w.secret(w.mgmt, secretRoot).ResourceVersion != root.ResourceVersion {
+		t.Error("something was changed")
+	}
+	if r := w.meshctl("relay", "rotate", "--mgmt-context", "mgmt", "--force"); r.code != ExitOK {
+		t.Errorf("with --force: exit %d", r.code)
 	}
 }
 

@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,7 +25,8 @@ func (a *app) relayCommand() *cobra.Command {
 		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	var mgmtContext, output string
-	verb := func(use, short, long, example string, run func(context.Context, *cluster, format) error) {
+	var force bool
+	verb := func(use, short, long, example string, run func(context.Context, *cluster, format) error) *cobra.Command {
 		sub := &cobra.Command{
 			Use: use, Short: short, Long: long + "\n\n" + exitHelp, Example: example, Args: noArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error {
@@ -43,15 +46,19 @@ func (a *app) relayCommand() *cobra.Command {
 		a.mgmtContextFlag(sub, &mgmtContext)
 		formatFlag(sub, &output, formatTable, formatJSON, formatYAML)
 		cmd.AddCommand(sub)
+		return sub
 	}
 	verb("check", "Check the relay's five Secrets as one chain", "Changes nothing; exit code 1 when the server can't serve with them, or agents would refuse it.",
 		"  meshctl relay check --mgmt-context mgmt", a.relayCheck)
-	verb("rotate", "Make the successor root the current one", `The successor is in every agent's trust bundle already, so no agent falls out. The server takes the new certificates at once, without a
+	rotate := verb("rotate", "Make the successor root the current one", `The successor is in every agent's trust bundle already, so no agent falls out. The server takes the new certificates at once, without a
 restart. A new successor is made, and handed to the agents in their sessions.`,
-		"  meshctl relay rotate --mgmt-context mgmt", a.relayRotate)
-	verb("repair", "Issue anew what does not fit the root", `Issues anew, from the root, whichever of the other Secrets is missing, expired or of another root. What fits is left alone. Agents keep their
+		"  meshctl relay rotate --mgmt-context mgmt", func(ctx context.Context, c *cluster, f format) error { return a.relayRotate(ctx, c, f, force) })
+	repair := verb("repair", "Issue anew what does not fit the root", `Issues anew, from the root, whichever of the other Secrets is missing, expired or of another root. What fits is left alone. Agents keep their
 identities where the old signing certificate can still be read.`,
-		"  meshctl relay repair --mgmt-context mgmt", a.relayRepair)
+		"  meshctl relay repair --mgmt-context mgmt", func(ctx context.Context, c *cluster, f format) error { return a.relayRepair(ctx, c, f, force) })
+	for _, sub := range []*cobra.Command{rotate, repair} {
+		sub.Flags().BoolVar(&force, "force", false, "also replace Secrets that were not made by the management server")
+	}
 	return cmd
 }
 
@@ -141,7 +148,7 @@ func defaultServerNames(namespace string) []string {
 	return []string{"*." + namespace, service, service + ".svc", service + ".svc.cluster.local", "localhost"}
 }
 
-func (a *app) relayRotate(ctx context.Context, c *cluster, f format) error {
+func (a *app) relayRotate(ctx context.Context, c *cluster, f format, force bool) error {
 	secrets, err := a.readFamily(ctx, c)
 	if err != nil {
 		return err
@@ -159,7 +166,7 @@ func (a *app) relayRotate(ctx context.Context, c *cluster, f format) error {
 	if err != nil {
 		return fmt.Errorf("rotate the relay's root: %w", err)
 	}
-	if err := a.writeFamily(ctx, c, secrets, next); err != nil {
+	if err := a.writeFamily(ctx, c, secrets, next, force); err != nil {
 		return err
 	}
 	done := []string{
@@ -182,7 +189,7 @@ func (a *app) relayRotate(ctx context.Context, c *cluster, f format) error {
 	return a.printRelay(f, report)
 }
 
-func (a *app) relayRepair(ctx context.Context, c *cluster, f format) error {
+func (a *app) relayRepair(ctx context.Context, c *cluster, f format, force bool) error {
 	secrets, err := a.readFamily(ctx, c)
 	if err != nil {
 		return err
@@ -200,7 +207,7 @@ func (a *app) relayRepair(ctx context.Context, c *cluster, f format) error {
 			err, a.Namespace, secretRoot, serverName)
 	}
 	if len(done) > 0 {
-		if err := a.writeFamily(ctx, c, secrets, fam); err != nil {
+		if err := a.writeFamily(ctx, c, secrets, fam, force); err != nil {
 			return err
 		}
 	}
@@ -210,7 +217,7 @@ func (a *app) relayRepair(ctx context.Context, c *cluster, f format) error {
 	}
 	done = append(done, client...)
 	if s := secrets[secretToken]; s == nil || len(family.CheckToken(s.Data["token"])) > 0 {
-		secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: secretToken, Namespace: a.Namespace}, Type: corev1.SecretTypeOpaque, Data: map[string][]byte{"token": []byte(rand.Text() + rand.Text())}}
+		secret := &corev1.Secret{ObjectMeta: madeByServer(a.Namespace, secretToken), Type: corev1.SecretTypeOpaque, Data: map[string][]byte{"token": []byte(rand.Text() + rand.Text())}}
 		if err := c.replace(ctx, secret); err != nil {
 			return err
 		}
@@ -261,22 +268,35 @@ func (a *app) reissueClient(ctx context.Context, c *cluster, old *corev1.Secret,
 }
 
 // writeFamily writes the three Secrets, root first, so that a reader in between sees a bundle that covers the rest. Nobody else may have changed them meanwhile.
-func (a *app) writeFamily(ctx context.Context, c *cluster, old map[string]*corev1.Secret, fam *family.Family) error {
+func (a *app) writeFamily(ctx context.Context, c *cluster, old map[string]*corev1.Secret, fam *family.Family, force bool) error {
 	data, err := fam.Secrets()
 	if err != nil {
 		return fmt.Errorf("encode the relay's certificates: %w", err)
 	}
-	for _, part := range []struct {
+	type part struct {
 		name string
 		data map[string][]byte
-	}{{secretRoot, data.Root}, {secretSigning, data.Signing}, {secretServer, data.Server}} {
+	}
+	var parts []part
+	for _, p := range []part{{secretRoot, data.Root}, {secretSigning, data.Signing}, {secretServer, data.Server}} {
+		s := old[p.name]
+		if s != nil && maps.EqualFunc(s.Data, p.data, bytes.Equal) {
+			continue
+		}
+		if s != nil && s.Labels[labelManagedBy] != serverName && !force {
+			return fmt.Errorf("secret %s/%s was not made by the management server (no label %s=%s), so somebody supplied it and it may come back: change it where it comes from, or use --force; nothing was changed",
+				a.Namespace, p.name, labelManagedBy, serverName)
+		}
+		parts = append(parts, p)
+	}
+	for _, part := range parts {
 		var err error
 		if s := old[part.name]; s != nil {
 			fresh := s.DeepCopy()
 			fresh.Data = part.data
 			err = c.Update(ctx, fresh)
 		} else {
-			err = c.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: part.name, Namespace: a.Namespace}, Type: corev1.SecretTypeOpaque, Data: part.data})
+			err = c.Create(ctx, &corev1.Secret{ObjectMeta: madeByServer(a.Namespace, part.name), Type: corev1.SecretTypeOpaque, Data: part.data})
 		}
 		if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
 			return fmt.Errorf("the management server changed Secret %s at this moment; run the command again", part.name)
@@ -286,6 +306,13 @@ func (a *app) writeFamily(ctx context.Context, c *cluster, old map[string]*corev
 		}
 	}
 	return nil
+}
+
+// labelManagedBy marks Secrets that the management server made, and may write.
+const labelManagedBy = "app.kubernetes.io/managed-by"
+
+func madeByServer(namespace, name string) metav1.ObjectMeta {
+	return metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: map[string]string{labelManagedBy: serverName}}
 }
 
 // clusterOf is the cluster a client certificate names.
