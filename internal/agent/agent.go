@@ -1,0 +1,239 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"ambitmesh.dev/ambit/internal/apply"
+	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/observe"
+	"ambitmesh.dev/ambit/internal/relay"
+	"ambitmesh.dev/ambit/internal/relay/synclog"
+	"ambitmesh.dev/ambit/internal/version"
+)
+
+// task is one of the things an agent does side by side; the first that fails stops all.
+type task struct {
+	name string
+	run  func(context.Context) error
+}
+
+// Run runs the agent until ctx ends (nil) or a task fails (an error with its name).
+func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	kube, err := connect(cfg)
+	if err != nil {
+		return err
+	}
+	status := newStatus(cfg.Cluster)
+	g, ctx := errgroup.WithContext(ctx)
+	start := func(t task) {
+		g.Go(func() error {
+			if err := t.run(ctx); err != nil {
+				return fmt.Errorf("%s: %w", t.name, err)
+			}
+			return nil
+		})
+	}
+	start(task{"health", func(ctx context.Context) error { return serve(ctx, cfg.listenOn(cfg.HealthAddress), status.health()) }})
+	start(task{"metrics", func(ctx context.Context) error { return serve(ctx, cfg.listenOn(cfg.MetricsAddress), status.metrics()) }})
+	start(task{"agent", func(ctx context.Context) error { return work(ctx, cfg, kube, status, log, start) }})
+	return g.Wait()
+}
+
+// work waits for the API server to tell which cluster this is, then starts the rest.
+func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *slog.Logger, start func(task)) error {
+	uid, kubernetes, err := kube.identify(ctx, log)
+	if err != nil {
+		return nil //nolint:nilerr // ctx ended while waiting
+	}
+	inventory := synclog.NewSource(rand.Text())
+	store := newIdentityStore(kube.client, cfg.Namespace, cfg.Secrets)
+	applier := apply.New(apply.Config{Client: kube.client, Get: kube.get, Namespace: cfg.Namespace, Outcomes: inventory, Log: log.With("stage", "apply")})
+	spoke, err := relay.NewSpoke(relay.SpokeConfig{
+		ServerAddress: cfg.Server, Authority: cfg.Authority, Cluster: cfg.Cluster, UID: uid, Version: version.Version,
+		Identity: store, Inventory: inventory, OnDesired: applier.Desired, RenewRatio: cfg.RenewRatio, Log: log.With("stage", "relay"),
+	})
+	if err != nil {
+		return err
+	}
+	status.started(spoke)
+	log.Info("agent started", "cluster", cfg.Cluster, "version", version.Version, "server", cfg.Server, "kubeSystemUID", uid, "kubernetes", kubernetes)
+	start(task{"relay", spoke.Run})
+	start(task{"apply", applier.Run})
+	start(task{"observe", func(ctx context.Context) error {
+		return observe.Run(ctx, observe.Config{Client: kube.client, Source: inventory, Log: log.With("stage", "observe"), KubernetesVersion: kubernetes})
+	}})
+	start(task{"secrets", func(ctx context.Context) error {
+		watchSecrets(ctx, kube.client, cfg.Namespace, store, spoke, log)
+		return nil
+	}})
+	return nil
+}
+
+// cluster is the API server of the cluster the agent is in.
+type cluster struct {
+	client dynamic.Interface
+	raw    *rest.RESTClient
+}
+
+func connect(cfg Config) (*cluster, error) {
+	config, err := kubeConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	config.UserAgent = "gloo-mesh-agent/" + version.Version
+	config.QPS, config.Burst = 200, 400
+	client, err := dynamic.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("client for %s: %w", config.Host, err)
+	}
+	raw := dynamic.ConfigFor(config)
+	raw.GroupVersion = &schema.GroupVersion{}
+	raw.APIPath = "/"
+	rc, err := rest.RESTClientFor(raw)
+	if err != nil {
+		return nil, fmt.Errorf("client for %s: %w", config.Host, err)
+	}
+	return &cluster{client: client, raw: rc}, nil
+}
+
+func kubeConfig(cfg Config) (*rest.Config, error) {
+	if cfg.Kubeconfig == "" && cfg.Context == "" {
+		c, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("not in a Pod with a service account token (outside one, give --kubeconfig): %w", err)
+		}
+		return c, nil
+	}
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = cfg.Kubeconfig
+	c, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: cfg.Context}).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig %q, context %q: %w", cfg.Kubeconfig, cfg.Context, err)
+	}
+	return rest.CopyConfig(c), nil
+}
+
+func (c *cluster) get(ctx context.Context, path string) ([]byte, error) {
+	return c.raw.Get().AbsPath(path).DoRaw(ctx)
+}
+
+// identify asks which cluster this is: the UID of kube-system. It keeps asking while the API server does not answer; the error is ctx's.
+func (c *cluster) identify(ctx context.Context, log *slog.Logger) (mesh.ClusterUID, string, error) {
+	for {
+		ask, cancel := context.WithTimeout(ctx, 10*time.Second)
+		ns, err := c.client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}).Get(ask, "kube-system", metav1.GetOptions{})
+		var v struct {
+			GitVersion string `json:"gitVersion"`
+		}
+		if err == nil {
+			var raw []byte
+			if raw, err = c.get(ask, "/version"); err == nil {
+				err = json.Unmarshal(raw, &v)
+			}
+		}
+		cancel()
+		if err == nil {
+			return mesh.ClusterUID(ns.GetUID()), v.GitVersion, nil
+		}
+		log.Warn("the API server does not tell which cluster this is; asking again", "error", err)
+		select {
+		case <-ctx.Done():
+			return "", "", ctx.Err()
+		case <-time.After(2 * time.Second):
+		}
+	}
+}
+
+// watchSecrets makes the agent connect anew as soon as somebody replaces one of its Secrets.
+func watchSecrets(ctx context.Context, client dynamic.Interface, namespace string, store *identityStore, spoke *relay.Spoke, log *slog.Logger) {
+	secrets := client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(namespace)
+	for _, name := range []string{store.names.Client, store.names.Root, store.names.Registration, store.names.Identity} {
+		only := "metadata.name=" + name
+		lw := &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				o.FieldSelector = only
+				return secrets.List(ctx, o)
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				o.FieldSelector = only
+				return secrets.Watch(ctx, o)
+			},
+		}
+		changed := func(u *unstructured.Unstructured) {
+			if u != nil && store.foreign(name, u) {
+				log.Info("a Secret of the agent was replaced; connecting anew", "secret", name)
+				spoke.Reconnect("Secret " + name + " was replaced")
+			}
+		}
+		go cache.NewReflectorWithOptions(lw, &unstructured.Unstructured{}, secretSink{changed}, cache.ReflectorOptions{Name: name}).RunWithContext(ctx)
+	}
+	<-ctx.Done()
+}
+
+// secretSink is the store a reflector fills; it keeps nothing.
+type secretSink struct {
+	changed func(*unstructured.Unstructured)
+}
+
+// Add is a watch's ADDED.
+func (s secretSink) Add(obj any) error { return s.Update(obj) }
+
+// Update is a watch's MODIFIED.
+func (s secretSink) Update(obj any) error {
+	u, _ := obj.(*unstructured.Unstructured)
+	s.changed(u)
+	return nil
+}
+
+// Delete is a watch's DELETED. What is gone can't be shown to anybody: the running session goes on.
+func (s secretSink) Delete(any) error { return nil }
+
+// Replace is a whole list.
+func (s secretSink) Replace(list []any, _ string) error {
+	for _, obj := range list {
+		_ = s.Update(obj)
+	}
+	return nil
+}
+
+// Resync is not used.
+func (s secretSink) Resync() error { return nil }
+
+// serve answers HTTP until ctx ends.
+func serve(ctx context.Context, address string, h http.Handler) error {
+	if address == off {
+		<-ctx.Done()
+		return nil
+	}
+	srv := &http.Server{Addr: address, Handler: h, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10}
+	go func() {
+		<-ctx.Done()
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+		defer cancel()
+		_ = srv.Shutdown(end)
+	}()
+	if err := srv.ListenAndServe(); ctx.Err() == nil {
+		return fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return nil
+}

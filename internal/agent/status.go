@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/relay"
+	"ambitmesh.dev/ambit/internal/version"
+)
+
+// status answers probes, scrapes and people. The agent is ready when it runs and knows its cluster: not being registered yet is no reason to be unready.
+type status struct {
+	cluster mesh.ClusterName
+
+	mu    sync.Mutex
+	spoke *relay.Spoke
+}
+
+func newStatus(c mesh.ClusterName) *status { return &status{cluster: c} }
+
+func (s *status) started(spoke *relay.Spoke) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.spoke = spoke
+}
+
+func (s *status) relay() (relay.SpokeStatus, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.spoke == nil {
+		return relay.SpokeStatus{}, false
+	}
+	return s.spoke.Status(), true
+}
+
+func (s *status) health() http.Handler {
+	m := http.NewServeMux()
+	m.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	m.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if _, ok := s.relay(); !ok {
+			http.Error(w, "the API server has not told yet which cluster this is", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return m
+}
+
+func (s *status) metrics() http.Handler {
+	m := http.NewServeMux()
+	m.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		st, _ := s.relay()
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]any{
+			"cluster": s.cluster, "version": version.Version, "connected": st.Connected, "since": st.Since.UTC().Format(time.RFC3339),
+			"serverVersion": st.ServerVersion, "lastError": st.LastError, "certificateNotAfter": st.Identity.NotAfter.UTC().Format(time.RFC3339),
+			"clockOffset": st.Offset.String(), "roundTrip": st.RTT.String(),
+		})
+	})
+	m.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		st, _ := s.relay()
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		fmt.Fprint(w, expose(s.cluster, st))
+	})
+	return m
+}
+
+// expose writes the few metrics of an agent in Prometheus' text format; the client library would cost more memory than the agent's own work.
+func expose(c mesh.ClusterName, st relay.SpokeStatus) string {
+	connected := 0
+	if st.Connected {
+		connected = 1
+	}
+	var b strings.Builder
+	gauge := func(name, help string, v float64) {
+		fmt.Fprintf(&b, "# HELP %s %s\n# TYPE %s gauge\n%s{cluster=%q} %g\n", name, help, name, name, string(c), v)
+	}
+	gauge("relay_agent_connected", "1 while a session with the management server is open.", float64(connected))
+	gauge("relay_agent_round_trip_seconds", "Round trip to the management server, by the last heartbeat.", st.RTT.Seconds())
+	gauge("relay_agent_clock_offset_seconds", "What to add to this clock to get the management server's.", st.Offset.Seconds())
+	if !st.Identity.NotAfter.IsZero() {
+		gauge("relay_agent_certificate_not_after_seconds", "When the client certificate expires (Unix time).", float64(st.Identity.NotAfter.Unix()))
+	}
+	return b.String()
+}
