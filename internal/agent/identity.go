@@ -85,8 +85,8 @@ func (s *identityStore) Save(ctx context.Context, id relay.StoredIdentity) error
 			return err
 		}
 	}
-	if id.Token != "" || s.token == "" {
-		return nil
+	if !id.TokenUsed || s.token == "" || id.Token != s.token {
+		return nil // not used up, or the shared token, which stays
 	}
 	if err := s.secrets.Delete(ctx, s.names.Registration, metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("delete the used registration token in secret %s: %w", s.names.Registration, err)
