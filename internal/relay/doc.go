@@ -111,13 +111,14 @@ type StoredIdentity struct {
 	ChainPEM   []byte // leaf first
 	PendingKey []byte // a key for which a certificate has been asked for but not been received
 	Roots      []byte // verify the server; current root and successor
-	Token      string // registration token (or shared identity token); emptied by the spoke once it has served
+	Token      string // registration token (or shared identity token)
+	TokenUsed  bool   // set by the spoke: Token has served, so a registration token is to be removed
 }
 
 // IdentityStore keeps a StoredIdentity. The agent implements it on Secrets.
 type IdentityStore interface {
 	// Load reads what is there; a missing part is empty, not an error.
 	Load(ctx context.Context) (StoredIdentity, error)
-	// Save writes all parts, all or nothing. An empty Token means that the registration token is used up: remove it.
+	// Save writes all parts but Token, all or nothing. With TokenUsed it then removes the registration token, if it is still Token.
 	Save(ctx context.Context, id StoredIdentity) error
 }
