@@ -11,7 +11,9 @@ import (
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -28,6 +30,26 @@ func Scheme() (*runtime.Scheme, error) {
 		}
 	}
 	return s, nil
+}
+
+// Mapper names the resources of the kinds the server and the agent use. It is fixed, so that nothing has to be discovered: a start needs no API server that answers at once.
+func Mapper() meta.RESTMapper {
+	m := meta.NewDefaultRESTMapper(nil)
+	for gv, kinds := range map[schema.GroupVersion]map[string]meta.RESTScope{
+		corev1.SchemeGroupVersion: {
+			"Namespace": meta.RESTScopeRoot, "ConfigMap": meta.RESTScopeNamespace, "Secret": meta.RESTScopeNamespace, "Event": meta.RESTScopeNamespace,
+			"Service": meta.RESTScopeNamespace, "ServiceAccount": meta.RESTScopeNamespace, "Pod": meta.RESTScopeNamespace,
+		},
+		coordinationv1.SchemeGroupVersion: {"Lease": meta.RESTScopeNamespace},
+		admissionv1.SchemeGroupVersion:    {"MutatingWebhookConfiguration": meta.RESTScopeRoot, "ValidatingWebhookConfiguration": meta.RESTScopeRoot},
+		adminv2.GroupVersion():            {"KubernetesCluster": meta.RESTScopeNamespace},
+	} {
+		for kind, scope := range kinds {
+			m.Add(gv.WithKind(kind), scope)
+			m.Add(gv.WithKind(kind+"List"), scope) // the cache asks for a list by its own kind
+		}
+	}
+	return m
 }
 
 // Config finds the API server: the kubeconfig file and context given, else $KUBECONFIG's rules when a context is given, else the cluster this process runs in.
@@ -56,7 +78,7 @@ func Config(kubeconfig, context, userAgent string) (*rest.Config, error) {
 func Client(cfg *rest.Config, scheme *runtime.Scheme, timeout time.Duration) (client.Client, error) {
 	cfg = rest.CopyConfig(cfg)
 	cfg.Timeout = timeout
-	c, err := client.New(cfg, client.Options{Scheme: scheme})
+	c, err := client.New(cfg, client.Options{Scheme: scheme, Mapper: Mapper()})
 	if err != nil {
 		return nil, fmt.Errorf("client for %s: %w", cfg.Host, err)
 	}

@@ -19,6 +19,7 @@ import (
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	"ambitmesh.dev/ambit/internal/admission"
+	"ambitmesh.dev/ambit/internal/kube"
 	"ambitmesh.dev/ambit/internal/relaysecrets"
 )
 
@@ -58,7 +59,7 @@ func newWatcher(rc *rest.Config, scheme *runtime.Scheme, cfg *Config, log *slog.
 		by[m] = cache.ByObject{Field: fields.OneTermEqualSelector("metadata.name", cfg.WebhookConfiguration)}
 	}
 	c, err := cache.New(rc, cache.Options{
-		Scheme: scheme, ByObject: by, DefaultTransform: cache.TransformStripManagedFields(), ReaderFailOnMissingInformer: true,
+		Scheme: scheme, Mapper: kube.Mapper(), ByObject: by, DefaultTransform: cache.TransformStripManagedFields(), ReaderFailOnMissingInformer: true,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cache: %w", err)

@@ -43,7 +43,9 @@ type State struct {
 }
 
 // New returns a State.
-func New(cfg Config) *State { return &State{cfg: cfg, inventories: map[mesh.ClusterName]*mesh.Inventory{}} }
+func New(cfg Config) *State {
+	return &State{cfg: cfg, inventories: map[mesh.ClusterName]*mesh.Inventory{}}
+}
 
 // Observe replaces what is known of a cluster. Items that can't be decoded are logged and left out: one bad item must not hide the others.
 func (s *State) Observe(c mesh.ClusterName, items iter.Seq2[mesh.ItemKey, []byte], complete bool) {

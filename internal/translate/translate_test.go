@@ -121,4 +121,3 @@ func TestWarm(t *testing.T) {
 		})
 	}
 }
-

@@ -68,14 +68,6 @@ func Start(t testing.TB) *rest.Config {
 	return rest.CopyConfig(server.cfg)
 }
 
-// StartOwn starts an API server for this test alone, so that the test may stop and start it again.
-func StartOwn(t testing.TB) (*envtest.Environment, *rest.Config) {
-	t.Helper()
-	env, cfg := start(t)
-	t.Cleanup(func() { _ = env.Stop() })
-	return env, cfg
-}
-
 func start(t testing.TB) (*envtest.Environment, *rest.Config) {
 	t.Helper()
 	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
