@@ -273,3 +273,5 @@ func (a *authority) issue(t *testing.T, name string, until time.Time) ([]byte, *
 }
 
 func newDiscard() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
+func metaNamed(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Name: name} }
