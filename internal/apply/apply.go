@@ -13,6 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -58,15 +60,15 @@ type Applier struct {
 	complete bool
 	state    map[mesh.Ref]known
 	live     map[mesh.Ref]mesh.Fingerprint // what is ours in the cluster, by watch: fingerprint of what we left there, zero before we applied
-	watched  map[resource]bool
-	follow   func(resource) // starts a watch that ends with Run
+	watched  map[scope]bool
+	follow   func(scope) // starts a watch that ends with Run
 }
 
 // New allocates an Applier.
 func New(cfg Config) *Applier {
 	return &Applier{
 		cfg: cfg, resources: newResources(cfg.Get), inventory: newInventory(cfg.Client, cfg.Namespace), wake: make(chan struct{}, 1),
-		desired: map[mesh.Ref]wish{}, state: map[mesh.Ref]known{}, live: map[mesh.Ref]mesh.Fingerprint{}, watched: map[resource]bool{},
+		desired: map[mesh.Ref]wish{}, state: map[mesh.Ref]known{}, live: map[mesh.Ref]mesh.Fingerprint{}, watched: map[scope]bool{},
 	}
 }
 
@@ -101,7 +103,7 @@ func (a *Applier) Run(ctx context.Context) error {
 	var watches sync.WaitGroup
 	defer watches.Wait()
 	a.mu.Lock()
-	a.follow = func(res resource) { watches.Go(func() { a.watch(ctx, res) }) }
+	a.follow = func(s scope) { watches.Go(func() { a.watch(ctx, s) }) }
 	a.mu.Unlock()
 	for failures := 0; ; {
 		err := a.inventory.load(ctx)
@@ -140,9 +142,12 @@ func (a *Applier) reconcile(ctx context.Context) time.Time {
 	}
 	a.mu.Unlock()
 
-	if err := a.inventory.change(ctx, p.Record, nil); err != nil {
-		a.cfg.Log.Error("nothing new is applied before it is listed", "error", err)
-		return time.Now().Add(5 * time.Second)
+	if err := a.inventory.add(ctx, p.Record); err != nil && ctx.Err() == nil {
+		// What is listed already goes on; what is new waits, since it could never be pruned.
+		for _, ref := range p.Record {
+			a.settle(ref, wishes[ref], nil, fmt.Errorf("not applied yet, because it can't be listed in ConfigMap %s/%s first: %w", a.cfg.Namespace, InventoryName, err))
+		}
+		p.Apply = slices.DeleteFunc(p.Apply, func(r mesh.Ref) bool { return !a.inventory.refs[r] })
 	}
 	var g errgroup.Group
 	g.SetLimit(parallel)
@@ -151,7 +156,7 @@ func (a *Applier) reconcile(ctx context.Context) time.Time {
 	}
 	_ = g.Wait() // no apply returns an error: each is an outcome
 
-	var pruned []mesh.Ref
+	pruned := p.Drop
 	var mu sync.Mutex
 	for _, ref := range p.Prune {
 		g.Go(func() error {
@@ -165,7 +170,7 @@ func (a *Applier) reconcile(ctx context.Context) time.Time {
 	}
 	_ = g.Wait()
 	if len(pruned) > 0 {
-		if err := a.inventory.change(ctx, nil, pruned); err != nil {
+		if err := a.inventory.remove(ctx, pruned); err != nil {
 			a.cfg.Log.Error("pruned objects are still listed; they will be looked for again", "error", err)
 			return time.Now().Add(5 * time.Second)
 		}
@@ -196,6 +201,11 @@ func (a *Applier) apply(ctx context.Context, ref mesh.Ref, w wish) {
 	if ctx.Err() != nil {
 		return
 	}
+	a.settle(ref, w, result, err)
+}
+
+// settle notes and reports what became of an apply.
+func (a *Applier) settle(ref mesh.Ref, w wish, result *unstructured.Unstructured, err error) {
 	out := mesh.Outcome{Hash: w.hash, OK: err == nil}
 	a.mu.Lock()
 	k := known{hash: w.hash, ok: err == nil, drifts: a.state[ref].drifts, drift: a.state[ref].drift}
@@ -242,7 +252,7 @@ func (a *Applier) put(ctx context.Context, ref mesh.Ref, w wish, ours bool) (*un
 	if err != nil {
 		return nil, err
 	}
-	a.ensureWatch(res)
+	a.ensureWatch(res, ref)
 	if !ours {
 		live, err := client.Get(ctx, ref.Name, metav1.GetOptions{})
 		switch {
@@ -253,6 +263,13 @@ func (a *Applier) put(ctx context.Context, ref mesh.Ref, w wish, ours bool) (*un
 		}
 	}
 	result, err := client.Apply(ctx, ref.Name, u, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
+	if apierrors.IsNotFound(err) {
+		// Its namespace is missing, or its CRD has gone since the kind was looked up.
+		a.resources.forget(ref)
+		if _, missing := a.resources.find(ctx, ref); missing != nil {
+			return nil, missing
+		}
+	}
 	if err != nil {
 		return nil, explain(ref, "patch", res, err)
 	}
@@ -285,10 +302,25 @@ func nameOf(r mesh.Ref) string {
 
 // explain puts what, where and which before the API server's words.
 func explain(ref mesh.Ref, verb string, res resource, err error) error {
-	if apierrors.IsForbidden(err) {
-		return fmt.Errorf("the agent may not %s %s in namespace %q: its ClusterRole lacks that: %w", verb, res.GroupResource(), ref.Namespace, err)
+	if missing := missingRight(err); missing != "" {
+		return fmt.Errorf("the agent may not %s %s in namespace %q: its ClusterRole lacks that: %w", missing, res.GroupResource(), ref.Namespace, err)
 	}
 	return fmt.Errorf("%s %s %s: %w", verb, ref.Kind, nameOf(ref), err)
+}
+
+// missingRight is the verb that authorization refused, or "". "Forbidden" is also what admission, quotas and namespaces that are being deleted answer;
+// only authorization says who "cannot VERB resource" (k8s.io/apiserver, responsewriters.ForbiddenMessage). The verb need not be the one
+// asked for: an apply that would create needs create as well as patch.
+func missingRight(err error) string {
+	if !apierrors.IsForbidden(err) {
+		return ""
+	}
+	_, rest, _ := strings.Cut(err.Error(), " cannot ")
+	verb, _, ok := strings.Cut(rest, " resource ")
+	if !ok || strings.Contains(verb, " ") {
+		return ""
+	}
+	return verb
 }
 
 func (a *Applier) client(ctx context.Context, ref mesh.Ref) (dynamic.ResourceInterface, resource, error) {

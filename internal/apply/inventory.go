@@ -69,27 +69,39 @@ func (inv *inventory) load(ctx context.Context) error {
 	return nil
 }
 
-// change adds and removes refs, on the API server first.
-func (inv *inventory) change(ctx context.Context, add, remove []mesh.Ref) error {
+// add lists refs, on the API server first.
+func (inv *inventory) add(ctx context.Context, refs []mesh.Ref) error {
+	if len(refs) == 0 {
+		return nil
+	}
 	next := maps.Clone(inv.refs)
-	for _, r := range add {
+	for _, r := range refs {
 		next[r] = true
 	}
-	for _, r := range remove {
+	shards := shardsOf(next)
+	// Lines move to later shards: the last one is written first, so that a crash in between leaves some twice and none out.
+	for i := len(shards) - 1; i >= 0; i-- {
+		if err := inv.write(ctx, i, shards[i]); err != nil {
+			return err
+		}
+	}
+	inv.refs = next
+	return nil
+}
+
+// remove takes refs off the list, on the API server first.
+func (inv *inventory) remove(ctx context.Context, refs []mesh.Ref) error {
+	if len(refs) == 0 {
+		return nil
+	}
+	next := maps.Clone(inv.refs)
+	for _, r := range refs {
 		delete(next, r)
 	}
 	shards := shardsOf(next)
-	for i, text := range shards {
-		if i < len(inv.written) && inv.written[i] == text {
-			continue
-		}
-		if err := inv.write(ctx, shardName(i), text); err != nil {
+	for i, text := range shards { // lines move to earlier shards: see add
+		if err := inv.write(ctx, i, text); err != nil {
 			return err
-		}
-		if i < len(inv.written) {
-			inv.written[i] = text
-		} else {
-			inv.written = append(inv.written, text)
 		}
 	}
 	for len(inv.written) > len(shards) {
@@ -120,14 +132,23 @@ func shardsOf(refs map[mesh.Ref]bool) []string {
 	return shards
 }
 
-func (inv *inventory) write(ctx context.Context, name, text string) error {
+// write writes one shard, unless it is so already.
+func (inv *inventory) write(ctx context.Context, i int, text string) error {
+	if i < len(inv.written) && inv.written[i] == text {
+		return nil
+	}
+	name := shardName(i)
 	u := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "v1", "kind": "ConfigMap",
 		"metadata": map[string]any{"name": name, "labels": map[string]any{"app": "gloo-mesh-agent"}},
 		"data":     map[string]any{inventoryKey: text},
 	}}
 	if _, err := inv.maps.Apply(ctx, name, u, metav1.ApplyOptions{FieldManager: FieldManager, Force: true}); err != nil {
-		return fmt.Errorf("write the inventory: %w", err)
+		return fmt.Errorf("write ConfigMap %s: %w", name, err)
 	}
+	for len(inv.written) <= i {
+		inv.written = append(inv.written, "")
+	}
+	inv.written[i] = text
 	return nil
 }

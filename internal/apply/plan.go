@@ -31,7 +31,9 @@ type plan struct {
 	Record []mesh.Ref // to be added to the inventory before anything else happens
 	Apply  []mesh.Ref
 	Prune  []mesh.Ref
-	Wake   time.Time // when a failed one is due again; zero: nothing waits
+	// Drop are lines of the inventory that name an object by a version it is no longer applied as: the object itself stays.
+	Drop []mesh.Ref
+	Wake time.Time // when a failed one is due again; zero: nothing waits
 }
 
 // decide compares what is desired with what is known. Pure. It prunes only what the inventory lists, and only by a complete desired state: what is absent from
@@ -56,8 +58,16 @@ func decide(desired map[mesh.Ref]wish, complete bool, inventory map[mesh.Ref]boo
 		p.Apply = append(p.Apply, ref)
 	}
 	if complete {
+		wanted := make(map[mesh.Ref]bool, len(desired))
+		for ref := range desired {
+			wanted[anyVersion(ref)] = true
+		}
 		for ref := range inventory {
-			if _, wanted := desired[ref]; wanted {
+			if _, same := desired[ref]; same {
+				continue
+			}
+			if wanted[anyVersion(ref)] {
+				p.Drop = append(p.Drop, ref)
 				continue
 			}
 			if k := state[ref]; k.next.After(now) {
@@ -69,10 +79,16 @@ func decide(desired map[mesh.Ref]wish, complete bool, inventory map[mesh.Ref]boo
 			p.Prune = append(p.Prune, ref)
 		}
 	}
-	for _, refs := range [][]mesh.Ref{p.Record, p.Apply, p.Prune} {
+	for _, refs := range [][]mesh.Ref{p.Record, p.Apply, p.Prune, p.Drop} {
 		slices.SortFunc(refs, mesh.Ref.Compare)
 	}
 	return p
+}
+
+// anyVersion names the object, which is the same in whichever version it is read or written.
+func anyVersion(r mesh.Ref) mesh.Ref {
+	r.Version = ""
+	return r
 }
 
 // withDrift notes that an object is not as we left it. The first few times it is put back at once; whoever fights on waits longer each time.

@@ -84,6 +84,13 @@ func (rs *resources) find(ctx context.Context, r mesh.Ref) (resource, error) {
 	return resource{}, unknownKind{r}
 }
 
+// forget makes find ask again.
+func (rs *resources) forget(r mesh.Ref) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	delete(rs.known, schema.GroupVersionKind{Group: r.Group, Version: r.Version, Kind: r.Kind})
+}
+
 // is reports whether r's kind is served as res, as far as is known.
 func (rs *resources) is(r mesh.Ref, res resource) bool {
 	known, ok := rs.lookUp(schema.GroupVersionKind{Group: r.Group, Version: r.Version, Kind: r.Kind})

@@ -9,24 +9,39 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
 
 	"ambitmesh.dev/ambit/internal/mesh"
 )
 
-// ensureWatch sees to it that our objects of a resource are watched, from its first apply on.
-func (a *Applier) ensureWatch(res resource) {
+// scope is what one watch covers: a resource in one namespace, or (empty) in all.
+type scope struct {
+	resource
+	namespace string
+}
+
+// ensureWatch sees to it that our objects of a resource are watched, from its first apply on. Objects of the agent's own namespace are watched
+// there alone: that needs no right in any other namespace.
+func (a *Applier) ensureWatch(res resource, ref mesh.Ref) {
+	s := scope{resource: res}
+	if ref.Namespace == a.cfg.Namespace {
+		s.namespace = ref.Namespace
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.watched[res] {
-		a.watched[res] = true
-		a.follow(res)
+	if !a.watched[s] {
+		a.watched[s] = true
+		a.follow(s)
 	}
 }
 
 // watch keeps a.live right and notices drift, until ctx ends.
-func (a *Applier) watch(ctx context.Context, res resource) {
-	client := a.cfg.Client.Resource(res.GroupVersionResource)
+func (a *Applier) watch(ctx context.Context, s scope) {
+	client := dynamic.ResourceInterface(a.cfg.Client.Resource(s.GroupVersionResource))
+	if s.namespace != "" {
+		client = a.cfg.Client.Resource(s.GroupVersionResource).Namespace(s.namespace)
+	}
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			opts.LabelSelector = OwnerLabel + "=" + OwnerValue
@@ -37,7 +52,7 @@ func (a *Applier) watch(ctx context.Context, res resource) {
 			return client.Watch(ctx, opts)
 		},
 	}
-	cache.NewReflectorWithOptions(withoutWatchList{lw}, &unstructured.Unstructured{}, &follower{a: a, res: res}, cache.ReflectorOptions{Name: res.Resource}).RunWithContext(ctx)
+	cache.NewReflectorWithOptions(withoutWatchList{lw}, &unstructured.Unstructured{}, &follower{a: a, scope: s}, cache.ReflectorOptions{Name: s.Resource}).RunWithContext(ctx)
 }
 
 // withoutWatchList: see internal/observe.
@@ -48,8 +63,8 @@ func (withoutWatchList) IsWatchListSemanticsUnSupported() bool { return true }
 
 // follower is the store a reflector fills: it keeps fingerprints, no objects.
 type follower struct {
-	a   *Applier
-	res resource
+	a     *Applier
+	scope scope
 }
 
 func (f *follower) ref(u *unstructured.Unstructured) mesh.Ref {
@@ -126,7 +141,7 @@ func (f *follower) Replace(list []any, _ string) error {
 		}
 	}
 	for ref := range f.a.live {
-		if ref.Group == f.res.Group && ref.Version == f.res.Version && !present[ref] && f.isMine(ref) {
+		if !present[ref] && f.isMine(ref) {
 			delete(f.a.live, ref)
 			f.drifted(ref, "gone while the watch was broken")
 		}
@@ -134,8 +149,10 @@ func (f *follower) Replace(list []any, _ string) error {
 	return nil
 }
 
-// isMine reports whether ref is of this follower's resource.
-func (f *follower) isMine(ref mesh.Ref) bool { return f.a.resources.is(ref, f.res) }
+// isMine reports whether ref is within this follower's watch.
+func (f *follower) isMine(ref mesh.Ref) bool {
+	return (f.scope.namespace == "" || f.scope.namespace == ref.Namespace) && f.a.resources.is(ref, f.scope.resource)
+}
 
 // Resync is not used: nothing is cached that could be handed out again.
 func (f *follower) Resync() error { return nil }
