@@ -314,7 +314,7 @@ func TestAgentValuesHoldNoSecret(t *testing.T) {
 		"common":    map[string]any{"cluster": "prod", "clusterDomain": "d", "imageTag": "1"},
 		"glooAgent": map[string]any{"enabled": true, "registration": "id", "relay": map[string]any{"serverAddress": "a:1"}},
 	}
-	if diff := cmp.Diff(want, agentValues("prod", "a:1", "d", "1", "id")); diff != "" {
+	if diff := cmp.Diff(want, agentValues("prod", "a:1", "gloo-mesh", "d", "1", "id")); diff != "" {
 		t.Error(diff)
 	}
 }

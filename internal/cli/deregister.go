@@ -12,7 +12,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
@@ -259,20 +262,22 @@ func (c *cluster) deleteOurs(ctx context.Context, namespace string, out *progres
 	for _, name := range []string{secretClient, secretRoot, secretToken, secretRegistration} {
 		objects = append(objects, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace}})
 	}
-	objects = append(objects, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "ambit-membership", Namespace: namespace}})
 	var configMaps corev1.ConfigMapList
 	if err := c.List(ctx, &configMaps, client.InNamespace(namespace)); err != nil {
 		return c.says("list ConfigMaps", err)
 	}
+	var inventories []client.Object
 	for i := range configMaps.Items {
-		if strings.HasPrefix(configMaps.Items[i].Name, "gloo-mesh-agent-inventory") {
-			objects = append(objects, &configMaps.Items[i])
+		if m := &configMaps.Items[i]; strings.HasPrefix(m.Name, inventoryName) {
+			objects = append(objects, listed(m.Data["objects"])...)
+			inventories = append(inventories, m)
 		}
 	}
+	objects = append(objects, inventories...) // last: what they list must not be forgotten by a failure
 	var deleted []string
 	for _, o := range objects {
 		err := c.Delete(ctx, o)
-		if apierrors.IsNotFound(err) {
+		if apierrors.IsNotFound(err) || meta.IsNoMatchError(err) {
 			continue
 		}
 		if err != nil {
@@ -284,6 +289,26 @@ func (c *cluster) deleteOurs(ctx context.Context, namespace string, out *progres
 		out.done("deleted %s in namespace %s on %s", strings.Join(deleted, ", "), namespace, c.Context)
 	}
 	return nil
+}
+
+// inventoryName begins the names of the ConfigMaps in which the agent lists what it applied.
+const inventoryName = "gloo-mesh-agent-inventory"
+
+// listed reads an agent's inventory: one object per line, group/version/kind/namespace/name; what can't be read is left alone.
+func listed(inventory string) []client.Object {
+	var out []client.Object
+	for line := range strings.Lines(inventory) {
+		parts := strings.Split(strings.TrimSpace(line), "/")
+		if len(parts) != 5 {
+			continue
+		}
+		o := &unstructured.Unstructured{}
+		o.SetGroupVersionKind(schema.GroupVersionKind{Group: parts[0], Version: parts[1], Kind: parts[2]})
+		o.SetNamespace(parts[3])
+		o.SetName(parts[4])
+		out = append(out, o)
+	}
+	return out
 }
 
 // removeCRDs uninstalls the CRDs' release, and the CRDs themselves when nobody has objects of them there.

@@ -219,7 +219,7 @@ func (r *registering) installAgent(ctx context.Context, registrationID string) e
 	if err != nil {
 		return err
 	}
-	values := merge(previous, agentValues(string(r.name), r.address, r.clusterDomain, r.imageTag, registrationID))
+	values := merge(previous, agentValues(string(r.name), r.address, r.mgmtNamespace, r.clusterDomain, r.imageTag, registrationID))
 	values = merge(values, r.values)
 	values = merge(values, map[string]any{"glooAgent": map[string]any{"relay": map[string]any{"serverAddress": r.address}}})
 	g, ctx := errgroup.WithContext(ctx)

@@ -16,6 +16,7 @@ import (
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/test/kubetest"
 )
 
 // refused asserts an exit code and that the message names each of the wanted words; and that nothing was created for the name.
@@ -360,7 +361,21 @@ func TestDeregister(t *testing.T) {
 		t.Fatal("registration failed")
 	}
 	w.record("prod-eu-west-3", mesh.Fingerprint{1}, true)
+	// What the agent applied, as it listed it; and something of somebody else's, in another namespace.
+	elsewhere := kubetest.Namespace(t, w.remote)
+	for _, name := range []string{"applied", "strangers"} {
+		w.must(w.remote.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: elsewhere}}))
+	}
+	w.must(w.remote.Create(t.Context(), &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: inventoryName, Namespace: w.ns},
+		Data:       map[string]string{"objects": "/v1/ConfigMap/" + elsewhere + "/applied\nno.such.group/v1/Wibble/x/y\nrubbish\n"},
+	}))
 	r := w.meshctl("cluster", "deregister", "prod-eu-west-3", "--mgmt-context", "mgmt", "--remote-context", "prod-eu-west-3")
+	for name, want := range map[string]bool{"applied": false, "strangers": true} {
+		if err := w.remote.Get(t.Context(), client.ObjectKey{Namespace: elsewhere, Name: name}, &corev1.ConfigMap{}); (err == nil) != want {
+			t.Errorf("ConfigMap %s: %v", name, err)
+		}
+	}
 	if r.code != ExitOK || !strings.Contains(r.out, "revoked every key") || w.clusters() != nil {
 		t.Errorf("exit %d, clusters %v", r.code, w.clusters())
 	}

@@ -32,8 +32,12 @@ func readValues(files, sets []string) (map[string]any, error) {
 }
 
 // agentValues are the values by which the agent of a cluster differs from the chart's defaults. There is never a token or a key among them.
-func agentValues(name, address, clusterDomain, imageTag, registration string) map[string]any {
-	agent := map[string]any{"enabled": true, "relay": map[string]any{"serverAddress": address}}
+func agentValues(name, address, mgmtNamespace, clusterDomain, imageTag, registration string) map[string]any {
+	relay := map[string]any{"serverAddress": address}
+	if mgmtNamespace != "gloo-mesh" { // the chart's default: the name in the server's certificate
+		relay["authority"] = serverName + "." + mgmtNamespace
+	}
+	agent := map[string]any{"enabled": true, "relay": relay}
 	if registration != "" {
 		agent["registration"] = registration
 	}
