@@ -29,12 +29,17 @@ func TestMain(m *testing.M) { os.Exit(kubetest.Main(m)) }
 // clusters is registry.Clusters in memory.
 type clusters struct {
 	sync.Mutex
-	all map[mesh.ClusterName]registry.Cluster
+	all   map[mesh.ClusterName]registry.Cluster
+	stale map[mesh.ClusterName]registry.Cluster // what a cache that lags behind says; nil: it does not
 }
 
-func (c *clusters) Lookup(_ context.Context, n mesh.ClusterName) (registry.Cluster, bool, error) {
+func (c *clusters) Lookup(_ context.Context, n mesh.ClusterName, fresh bool) (registry.Cluster, bool, error) {
 	c.Lock()
 	defer c.Unlock()
+	if !fresh && c.stale != nil {
+		v, ok := c.stale[n]
+		return v, ok, nil
+	}
 	v, ok := c.all[n]
 	return v, ok, nil
 }
@@ -210,5 +215,35 @@ func TestUIDBelongsToOneName(t *testing.T) {
 		if got := reason(r.Admit(t.Context(), identity("c1", "key3"), relay.Hello{Cluster: "c1", UID: "uid-2"})); got != "WRONG_CLUSTER" {
 			t.Errorf("two clusters under one name: %s", got)
 		}
+	}
+}
+
+// The cache still shows the registration before: neither the new token nor the new key may suffer from it.
+func TestCacheThatLagsBehind(t *testing.T) {
+	c, ns, cl, start := setup(t)
+	cl.set("c1", "kc-2")
+	cl.stale = map[mesh.ClusterName]registry.Cluster{"c1": {Registration: "kc-1", UID: "uid-0"}}
+	announce(t, c, ns, "c1", "secret", "uid-1")
+	s := &corev1.Secret{}
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: "relay-registration-c1"}, s); err != nil {
+		t.Fatal(err)
+	}
+	s.OwnerReferences = []metav1.OwnerReference{{APIVersion: "admin.gloo.solo.io/v2", Kind: "KubernetesCluster", Name: "c1", UID: "kc-2"}}
+	if err := c.Update(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	r := start()
+	id := identity("c1", "key1")
+	cl.stale = map[mesh.ClusterName]registry.Cluster{}
+	got := []string{
+		reason(r.Enrol(t.Context(), relay.EnrolAttempt{Cluster: "c1", UID: "uid-1", Token: "secret", Key: id.Key})),
+		reason(r.Issued(t.Context(), id)),
+		reason(r.Admit(t.Context(), id, relay.Hello{Cluster: "c1", UID: "uid-1"})),
+	}
+	cl.stale = map[mesh.ClusterName]registry.Cluster{"c1": {Registration: "kc-1", UID: "uid-0"}}
+	got = append(got, reason(r.Admit(t.Context(), id, relay.Hello{Cluster: "c1", UID: "uid-1"})),
+		reason(start().Enrol(t.Context(), relay.EnrolAttempt{Cluster: "c1", UID: "uid-1", Token: "secret", Key: id.Key})))
+	if diff := cmp.Diff([]string{"<nil>", "<nil>", "<nil>", "<nil>", "<nil>"}, got); diff != "" {
+		t.Error(diff)
 	}
 }

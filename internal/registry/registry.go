@@ -43,8 +43,8 @@ type Cluster struct {
 
 // Clusters are the registered clusters.
 type Clusters interface {
-	// Lookup finds a cluster as the API server has it now (not as a cache had it); ok is false when it is not registered.
-	Lookup(ctx context.Context, c mesh.ClusterName) (found Cluster, ok bool, err error)
+	// Lookup finds a cluster as a cache has it, or, with fresh, as the API server has it now; ok is false when it is not registered.
+	Lookup(ctx context.Context, c mesh.ClusterName, fresh bool) (found Cluster, ok bool, err error)
 	// NameOf finds the cluster that has the UID.
 	NameOf(uid mesh.ClusterUID) (mesh.ClusterName, bool)
 }
@@ -146,10 +146,14 @@ func (r *Registry) nameOf(uid mesh.ClusterUID, c mesh.ClusterName) mesh.ClusterN
 	return ""
 }
 
-// gather collects the facts about c; e is locked.
-func (r *Registry) gather(ctx context.Context, e *entry, c mesh.ClusterName, uid mesh.ClusterUID) (facts, error) {
+// gather collects the facts about c; e is locked. What the cache knows is enough while nothing contradicts it: a deletion it has not seen yet is seen in a moment,
+// and ends the session then.
+func (r *Registry) gather(ctx context.Context, e *entry, c mesh.ClusterName, uid mesh.ClusterUID, fresh bool) (facts, error) {
 	f := facts{Cluster: c, Namespace: r.cfg.Namespace, Now: r.cfg.Now()}
-	kc, ok, err := r.cfg.Clusters.Lookup(ctx, c)
+	kc, ok, err := r.cfg.Clusters.Lookup(ctx, c, fresh)
+	if err == nil && !fresh && (!ok || e.record.Registration != "" && e.record.Registration != kc.Registration) { // just made, or made again: the cache may not know yet
+		kc, ok, err = r.cfg.Clusters.Lookup(ctx, c, true)
+	}
 	if err != nil {
 		return f, fmt.Errorf("cluster %q: %w", c, err)
 	}
@@ -174,13 +178,19 @@ func (r *Registry) Enrol(ctx context.Context, a relay.EnrolAttempt) error {
 	e := r.entry(a.Cluster)
 	e.Lock()
 	defer e.Unlock()
-	f, err := r.gather(ctx, e, a.Cluster, a.UID)
+	f, err := r.gather(ctx, e, a.Cluster, a.UID, false)
 	if err != nil {
 		return err
 	}
 	secret, err := r.announced(ctx, &f)
 	if err != nil {
 		return err
+	}
+	if t := f.Token; t != nil && t.Owner != "" && t.Owner != f.Registration { // of an earlier registration, or of one the cache does not know yet
+		if f, err = r.gather(ctx, e, a.Cluster, a.UID, true); err != nil {
+			return err
+		}
+		f.Token = t
 	}
 	f.Shared, f.SharedOff = r.cfg.SharedToken(), r.cfg.DisableSharedToken
 	redeem, no := f.enrol(a)
@@ -232,7 +242,7 @@ func (r *Registry) Issued(ctx context.Context, id relay.Identity) error {
 	e := r.entry(id.Cluster)
 	e.Lock()
 	defer e.Unlock()
-	f, err := r.gather(ctx, e, id.Cluster, e.asked)
+	f, err := r.gather(ctx, e, id.Cluster, e.asked, false)
 	if err != nil {
 		return err
 	}
@@ -255,7 +265,7 @@ func (r *Registry) Admit(ctx context.Context, id relay.Identity, h relay.Hello) 
 	e := r.entry(id.Cluster)
 	e.Lock()
 	defer e.Unlock()
-	f, err := r.gather(ctx, e, id.Cluster, h.UID)
+	f, err := r.gather(ctx, e, id.Cluster, h.UID, false)
 	if err != nil {
 		return err
 	}
@@ -353,7 +363,7 @@ func (r *Registry) reconcile(ctx context.Context, e *entry, c mesh.ClusterName, 
 		return nil, nil
 	}
 	// what the caller knows may be older than the record: ask before doing what can't be undone
-	kc, ok, err := r.cfg.Clusters.Lookup(ctx, c)
+	kc, ok, err := r.cfg.Clusters.Lookup(ctx, c, true)
 	if err != nil {
 		return nil, fmt.Errorf("cluster %q: %w", c, err)
 	}

@@ -308,8 +308,8 @@ func (s *server) recordDeletions(ctx context.Context) error {
 type lookup struct{ state *state.State }
 
 // Lookup implements registry.Clusters.
-func (l lookup) Lookup(ctx context.Context, c mesh.ClusterName) (registry.Cluster, bool, error) {
-	kc, err := l.state.Find(ctx, c)
+func (l lookup) Lookup(ctx context.Context, c mesh.ClusterName, fresh bool) (registry.Cluster, bool, error) {
+	kc, err := l.state.Find(ctx, c, fresh)
 	if err != nil || kc == nil {
 		return registry.Cluster{}, false, err
 	}

@@ -63,7 +63,7 @@ func config(t *testing.T, rc *rest.Config, ns string) Config {
 	return cfg
 }
 
-func freeAddress(t *testing.T) string {
+func freeAddress(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -140,7 +140,7 @@ func setup(t *testing.T) (*rest.Config, client.WithWatch, string) {
 
 // agent is a spoke that speaks the real protocol with real TLS, and applies what it is told to a map.
 type agent struct {
-	t         *testing.T
+	t         testing.TB
 	name      mesh.ClusterName
 	uid       mesh.ClusterUID
 	inventory *synclog.Source
@@ -172,7 +172,7 @@ func (m *memory) Save(_ context.Context, id relay.StoredIdentity) error {
 	return nil
 }
 
-func register(t *testing.T, c client.Client, ns, name string) *adminv2.KubernetesCluster {
+func register(t testing.TB, c client.Client, ns, name string) *adminv2.KubernetesCluster {
 	t.Helper()
 	kc := &adminv2.KubernetesCluster{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, Annotations: map[string]string{
 		adminv2.AnnotationRegisteredBy: "jane.doe@bank.example.com", adminv2.AnnotationRegisteredAt: "2026-02-12T10:14:00Z",
@@ -184,7 +184,7 @@ func register(t *testing.T, c client.Client, ns, name string) *adminv2.Kubernete
 }
 
 // announce leaves a registration token's hash, as meshctl does, and returns the token.
-func announce(t *testing.T, c client.Client, ns, name string, uid mesh.ClusterUID) string {
+func announce(t testing.TB, c client.Client, ns, name string, uid mesh.ClusterUID) string {
 	t.Helper()
 	token := rand.Text()
 	h := sha256.Sum256([]byte(token))
@@ -213,7 +213,7 @@ func start(t *testing.T, c client.Client, cfg Config, name, token string) *agent
 	return startWith(t, cfg, name, mesh.ClusterUID("uid-of-"+name), &memory{id: relay.StoredIdentity{Roots: root.Data["ca.crt"], Token: token}})
 }
 
-func startWith(t *testing.T, cfg Config, name string, uid mesh.ClusterUID, store *memory) *agent {
+func startWith(t testing.TB, cfg Config, name string, uid mesh.ClusterUID, store *memory) *agent {
 	t.Helper()
 	a := &agent{t: t, name: mesh.ClusterName(name), uid: uid, store: store, applied: map[string]string{}, inventory: synclog.NewSource(rand.Text())}
 	info, err := json.Marshal(mesh.ClusterInfo{TrustDomain: "cluster.local", IstioVersion: "1.28.0", Network: "net-" + name})

@@ -124,14 +124,17 @@ func (s *State) cluster(kc *adminv2.KubernetesCluster) mesh.Cluster {
 	}
 }
 
-// Find returns a registered cluster as the API server has it now; when that can't be asked, as the cache has it. nil: not registered.
-func (s *State) Find(ctx context.Context, c mesh.ClusterName) (*adminv2.KubernetesCluster, error) {
+// Find returns a registered cluster as the cache has it, or, with fresh, as the API server has it now (if it can be asked). nil: not registered.
+func (s *State) Find(ctx context.Context, c mesh.ClusterName, fresh bool) (*adminv2.KubernetesCluster, error) {
 	var kc adminv2.KubernetesCluster
 	key := client.ObjectKey{Namespace: s.cfg.Namespace, Name: string(c)}
-	err := s.cfg.API.Get(ctx, key, &kc)
-	if err != nil && !errors.IsNotFound(err) {
-		if cached := s.cfg.Cache.Get(ctx, key, &kc); cached == nil {
-			err = nil
+	var err error
+	if fresh {
+		err = s.cfg.API.Get(ctx, key, &kc)
+	}
+	if !fresh || err != nil && !errors.IsNotFound(err) {
+		if cached := s.cfg.Cache.Get(ctx, key, &kc); cached == nil || !fresh {
+			err = cached
 		}
 	}
 	if errors.IsNotFound(err) || err == nil && kc.DeletionTimestamp != nil {
