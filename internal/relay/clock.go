@@ -7,7 +7,7 @@ import "time"
 type stamps struct{ t1, t2, t3, t4 int64 }
 
 // measure gives what must be added to the agent's clock to get the hub's, and the time spent on the way. The error of offset is at
-// most half of roundTrip.
+// most half of roundTrip, which is never 0: that stands for "not measured".
 func (s stamps) measure() (offset, roundTrip time.Duration) {
-	return time.Duration((s.t2-s.t1)/2 + (s.t3-s.t4)/2), time.Duration((s.t4 - s.t1) - (s.t3 - s.t2))
+	return time.Duration((s.t2-s.t1)/2 + (s.t3-s.t4)/2), max(time.Duration((s.t4-s.t1)-(s.t3-s.t2)), 1)
 }

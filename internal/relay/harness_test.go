@@ -383,3 +383,5 @@ func strs(m map[synclog.Key][]byte) map[string]string {
 	}
 	return out
 }
+
+func newTestSource() *synclog.Source { return synclog.NewSource("test") }

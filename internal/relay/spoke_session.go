@@ -167,7 +167,7 @@ func (ss *spokeSession) queueHeartbeat() {
 }
 
 func (ss *spokeSession) receive() error {
-	for {
+	for measured := false; ; {
 		m, err := ss.stream.Recv()
 		if err != nil {
 			return err
@@ -189,9 +189,9 @@ func (ss *spokeSession) receive() error {
 			ss.spoke.cfg.Inventory.Acked(toPosition(k.InventoryAck.GetPosition()))
 		case *relayv1.ServerMessage_Heartbeat:
 			t := stamps{k.Heartbeat.GetT1(), k.Heartbeat.GetT2(), k.Heartbeat.GetT3(), time.Now().UnixNano()}
-			first := ss.spoke.Status().RTT == 0
 			ss.spoke.measured(t.measure())
-			if first { // let the hub know now, not with the next beat
+			if !measured { // let the hub know now, not with the next beat
+				measured = true
 				ss.queueHeartbeat()
 			}
 		case *relayv1.ServerMessage_TrustBundle:
