@@ -210,13 +210,19 @@ func TestMistakesAreNamed(t *testing.T) {
 	w := start(t)
 	kubetest.Ensure(t, w.admin, "elsewhere")
 	for name, tc := range map[string]struct{ object, want string }{
-		"misspelt field": {`{"apiVersion":"admin.gloo.solo.io/v2","kind":"KubernetesCluster","metadata":{"name":"a","namespace":"gloo-mesh"},"spec":{"clusterDomian":"x.y"}}`,
-			`KubernetesCluster "a": spec.clusterDomian: Forbidden: unknown field: did you mean "clusterDomain"?`},
-		"indentation": {`{"apiVersion":"admin.gloo.solo.io/v2","kind":"KubernetesCluster","metadata":{"name":"a","namespace":"gloo-mesh"},"skipWarming":true}`,
-			`KubernetesCluster "a": skipWarming: Forbidden: unknown field here: did you mean "skipWarming" inside "spec"? (indent it further)`},
+		"misspelt field": {
+			`{"apiVersion":"admin.gloo.solo.io/v2","kind":"KubernetesCluster","metadata":{"name":"a","namespace":"gloo-mesh"},"spec":{"clusterDomian":"x.y"}}`,
+			`KubernetesCluster "a": spec.clusterDomian: Forbidden: unknown field: did you mean "clusterDomain"?`,
+		},
+		"indentation": {
+			`{"apiVersion":"admin.gloo.solo.io/v2","kind":"KubernetesCluster","metadata":{"name":"a","namespace":"gloo-mesh"},"skipWarming":true}`,
+			`KubernetesCluster "a": skipWarming: Forbidden: unknown field here: did you mean "skipWarming" inside "spec"? (indent it further)`,
+		},
 		"name": {`{"apiVersion":"admin.gloo.solo.io/v2","kind":"KubernetesCluster","metadata":{"name":"prod.eu","namespace":"gloo-mesh"}}`, `no '_' or '.'`},
-		"domain": {`{"apiVersion":"admin.gloo.solo.io/v2","kind":"KubernetesCluster","metadata":{"name":"a","namespace":"gloo-mesh"},"spec":{"clusterDomain":"Not A Domain"}}`,
-			`spec.clusterDomain: Invalid value: "Not A Domain"`},
+		"domain": {
+			`{"apiVersion":"admin.gloo.solo.io/v2","kind":"KubernetesCluster","metadata":{"name":"a","namespace":"gloo-mesh"},"spec":{"clusterDomain":"Not A Domain"}}`,
+			`spec.clusterDomain: Invalid value: "Not A Domain"`,
+		},
 		"namespace": {`{"apiVersion":"admin.gloo.solo.io/v2","kind":"KubernetesCluster","metadata":{"name":"a","namespace":"elsewhere"}}`, `create it in namespace "gloo-mesh"`},
 	} {
 		t.Run(name, func(t *testing.T) {

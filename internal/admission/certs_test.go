@@ -2,6 +2,7 @@ package admission
 
 import (
 	"crypto/x509"
+	"maps"
 	"testing"
 	"time"
 )
@@ -57,10 +58,7 @@ func TestCertificatesAreMendedAndExtended(t *testing.T) {
 		t.Fatal(err)
 	}
 	change := func(key, value string) material {
-		m := material{}
-		for k, v := range good {
-			m[k] = v
-		}
+		m := maps.Clone(good)
 		m[key] = []byte(value)
 		return m
 	}

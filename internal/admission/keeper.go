@@ -17,7 +17,7 @@ import (
 )
 
 // Secret is where the replicas share the webhook's certificates.
-const Secret = "gloo-mesh-webhook-tls"
+const Secret = "gloo-mesh-webhook-tls" //nolint:gosec // a name
 
 // Certificates keeps the webhook's TLS: the shared Secret, the certificate that this process serves, and the caBundle the API server checks it with.
 type Certificates struct {

@@ -28,8 +28,10 @@ func healthy() report.Input {
 	return report.Input{
 		Cluster: mesh.Cluster{
 			Name: "c1", Generation: 1, RegisteredBy: "jane", RegisteredAt: noon.Add(-time.Hour), UID: "u1",
-			Inventory: &mesh.Inventory{Complete: true, Info: mesh.ClusterInfo{TrustDomain: "cluster.local", IstioVersion: "1.28.0", Network: "n1"},
-				Outcomes: map[mesh.Ref]mesh.Outcome{object: {Hash: wanted, OK: true}}},
+			Inventory: &mesh.Inventory{
+				Complete: true, Info: mesh.ClusterInfo{TrustDomain: "cluster.local", IstioVersion: "1.28.0", Network: "n1"},
+				Outcomes: map[mesh.Ref]mesh.Outcome{object: {Hash: wanted, OK: true}},
+			},
 		},
 		Session:    mesh.Session{Connected: true, Since: noon.Add(-time.Hour), LastHeartbeat: noon, AgentVersion: "2.12.0", UID: "u1", Measured: true, Offset: 3 * time.Millisecond},
 		Conditions: accepted(), Desired: map[mesh.Ref]mesh.Fingerprint{object: wanted}, Published: true, ServerVersion: "2.12.0",
@@ -92,16 +94,27 @@ func TestNext(t *testing.T) {
 	}{
 		"registered, no agent yet": {adminv2.KubernetesClusterStatus{}, func(in *report.Input) {
 			in.Session, in.Cluster.Inventory, in.Cluster.UID = mesh.Session{}, nil, ""
-		}, brief{"PENDING", "no agent has connected as \"c1\" yet: install it with `meshctl cluster register c1`", "Pending", "", "",
-			map[string]string{"Connected": "NeverConnected", "IdentityVerified": "NeverConnected", "Warm": "InventoryPending", "Programmed": "Applying"}}},
-		"first session": {adminv2.KubernetesClusterStatus{}, func(in *report.Input) { in.Cluster.UID, in.Cluster.Inventory, in.Published = "", nil, false },
-			brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"Warm": "InventoryPending", "Programmed": "InventoryPending"}}},
-		"gone": {known, func(in *report.Input) { in.Session = mesh.Session{Ended: "heartbeats missing"} },
-			brief{"ACCEPTED", "", "Disconnected", "", "u1", map[string]string{"Connected": "Disconnected"}}},
-		"refused": {known, func(in *report.Input) { in.Session = mesh.Session{Refusal: "another UID", RefusedIdentity: true} },
-			brief{"ACCEPTED", "", "Disconnected", "", "u1", map[string]string{"Connected": "Refused", "IdentityVerified": "Refused"}}},
-		"somebody else tries while connected": {known, func(in *report.Input) { in.Session.Refusal, in.Session.RefusedIdentity = "another UID", true },
-			brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"IdentityVerified": "Refused"}}},
+		}, brief{
+			"PENDING", "no agent has connected as \"c1\" yet: install it with `meshctl cluster register c1`", "Pending", "", "",
+			map[string]string{"Connected": "NeverConnected", "IdentityVerified": "NeverConnected", "Warm": "InventoryPending", "Programmed": "Applying"},
+		}},
+		"first session": {
+			adminv2.KubernetesClusterStatus{},
+			func(in *report.Input) { in.Cluster.UID, in.Cluster.Inventory, in.Published = "", nil, false },
+			brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"Warm": "InventoryPending", "Programmed": "InventoryPending"}},
+		},
+		"gone": {
+			known, func(in *report.Input) { in.Session = mesh.Session{Ended: "heartbeats missing"} },
+			brief{"ACCEPTED", "", "Disconnected", "", "u1", map[string]string{"Connected": "Disconnected"}},
+		},
+		"refused": {
+			known, func(in *report.Input) { in.Session = mesh.Session{Refusal: "another UID", RefusedIdentity: true} },
+			brief{"ACCEPTED", "", "Disconnected", "", "u1", map[string]string{"Connected": "Refused", "IdentityVerified": "Refused"}},
+		},
+		"somebody else tries while connected": {
+			known, func(in *report.Input) { in.Session.Refusal, in.Session.RefusedIdentity = "another UID", true },
+			brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"IdentityVerified": "Refused"}},
+		},
 		"invalid": {known, func(in *report.Input) {
 			in.Conditions = []mesh.Condition{{Type: "Accepted", Status: mesh.False, Reason: "Invalid", Message: "bad domain"}}
 		}, brief{"INVALID", "bad domain", "Connected", "", "u1", map[string]string{"Accepted": "Invalid"}}},
@@ -111,14 +124,22 @@ func TestNext(t *testing.T) {
 		"older object applied": {known, func(in *report.Input) {
 			in.Cluster.Inventory.Outcomes[object] = mesh.Outcome{Hash: mesh.FingerprintOf(nil), OK: true}
 		}, brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"Programmed": "Applying"}}},
-		"ten minutes behind": {known, func(in *report.Input) { in.Session.Offset = 10*time.Minute + 80*time.Millisecond },
-			brief{"ACCEPTED", "", "Connected", "10m0s behind", "u1", map[string]string{"ClockSynchronised": "ClockSkew"}}},
-		"ahead": {known, func(in *report.Input) { in.Session.Offset = -42 * time.Second },
-			brief{"ACCEPTED", "", "Connected", "42s ahead", "u1", map[string]string{"ClockSynchronised": "ClockSkew"}}},
-		"skipWarming": {known, func(in *report.Input) { in.Cluster.SkipWarming, in.Cluster.Inventory = true, nil },
-			brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"Programmed": "InventoryPending"}}},
-		"agent too old": {known, func(in *report.Input) { in.Session.AgentVersion = "2.10.4" },
-			brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"VersionSupported": "AgentTooOld"}}},
+		"ten minutes behind": {
+			known, func(in *report.Input) { in.Session.Offset = 10*time.Minute + 80*time.Millisecond },
+			brief{"ACCEPTED", "", "Connected", "10m0s behind", "u1", map[string]string{"ClockSynchronised": "ClockSkew"}},
+		},
+		"ahead": {
+			known, func(in *report.Input) { in.Session.Offset = -42 * time.Second },
+			brief{"ACCEPTED", "", "Connected", "42s ahead", "u1", map[string]string{"ClockSynchronised": "ClockSkew"}},
+		},
+		"skipWarming": {
+			known, func(in *report.Input) { in.Cluster.SkipWarming, in.Cluster.Inventory = true, nil },
+			brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"Programmed": "InventoryPending"}},
+		},
+		"agent too old": {
+			known, func(in *report.Input) { in.Session.AgentVersion = "2.10.4" },
+			brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"VersionSupported": "AgentTooOld"}},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := healthy()

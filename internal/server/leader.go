@@ -72,8 +72,7 @@ func lead(ctx context.Context, cfg *Config, rc *rest.Config, api client.Client, 
 		<-ended
 	case <-ended: // the API server was away for longer than the Lease allows, or somebody took it
 		stop()
-		<-result
-		err = errors.New("lost the Lease " + cfg.Namespace + "/" + cfg.Lease + ": another replica may lead now; starting again as a standby")
+		err = errors.Join(fmt.Errorf("lost the Lease %s/%s: another replica may lead now; starting again as a standby", cfg.Namespace, cfg.Lease), <-result)
 	}
 	return err
 }

@@ -191,8 +191,10 @@ func announce(t testing.TB, c client.Client, ns, name string, uid mesh.ClusterUI
 	s := &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: "relay-registration-" + name, Namespace: ns, Labels: map[string]string{"admin.gloo.solo.io/cluster": name}},
 		Type:       "ambitmesh.dev/relay-registration",
-		Data: map[string][]byte{"tokenHash": []byte(hex.EncodeToString(h[:])), "uid": []byte(uid),
-			"expires": []byte(time.Now().Add(15 * time.Minute).UTC().Format(time.RFC3339))},
+		Data: map[string][]byte{
+			"tokenHash": []byte(hex.EncodeToString(h[:])), "uid": []byte(uid),
+			"expires": []byte(time.Now().Add(15 * time.Minute).UTC().Format(time.RFC3339)),
+		},
 	}
 	if err := client.IgnoreNotFound(c.Delete(t.Context(), s.DeepCopy())); err != nil {
 		t.Fatal(err)
@@ -418,7 +420,7 @@ func TestScenarioRegisterConnectDelete(t *testing.T) {
 	}
 	eventually(t, 10*time.Second, func() error { // trust domain etc. come with the inventory
 		if err := c.Get(t.Context(), client.ObjectKeyFromObject(kc), kc); err != nil || kc.Status.TrustDomain != "cluster.local" || kc.Status.Network != "net-prod-eu-west-3" || kc.Status.IstioVersion != "1.28.0" {
-			return fmt.Errorf("%v %+v", err, kc.Status)
+			return fmt.Errorf("%w %+v", err, kc.Status)
 		}
 		return nil
 	})

@@ -75,7 +75,7 @@ func TestWebhookOfTheWholeServer(t *testing.T) {
 	}
 	eventually(t, 10*time.Second, func() error {
 		if err := c.Get(t.Context(), client.ObjectKey{Name: ns}, edited); err != nil || string(edited.Webhooks[0].ClientConfig.CABundle) != right {
-			return fmt.Errorf("caBundle not put back: %v", err)
+			return fmt.Errorf("caBundle not put back: %w", err)
 		}
 		return nil
 	})

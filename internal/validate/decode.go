@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -41,16 +42,15 @@ type walker struct {
 	errs field.ErrorList
 }
 
-var (
-	jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
-	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
-)
+func decodesItself(t reflect.Type) bool {
+	return t.Implements(reflect.TypeFor[json.Unmarshaler]()) || t.Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
+}
 
 func (w *walker) value(path *field.Path, v any, t reflect.Type) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if v == nil || reflect.PointerTo(t).Implements(jsonUnmarshaler) || reflect.PointerTo(t).Implements(textUnmarshaler) {
+	if v == nil || decodesItself(reflect.PointerTo(t)) {
 		return
 	}
 	switch t.Kind() {
@@ -153,9 +153,7 @@ func fields(t reflect.Type) map[string]reflect.Type {
 			for ft.Kind() == reflect.Pointer {
 				ft = ft.Elem()
 			}
-			for k, v := range fields(ft) {
-				out[k] = v
-			}
+			maps.Copy(out, fields(ft))
 		case name == "":
 			out[f.Name] = f.Type
 		default:

@@ -63,7 +63,8 @@ func TestKubernetesCluster(t *testing.T) {
 		"two dots":        {new: cluster("a", domain("a..b")), want: []string{`spec.clusterDomain: Invalid value: "a..b": it has two '.' in a row: remove one`}},
 		"same annotation": {new: cluster("a", by("jane")), old: cluster("a", by("jane")), want: []string{}},
 		"forged registrar": {new: cluster("a", by("mallory")), old: cluster("a", by("jane")), want: []string{
-			`metadata.annotations[admin.gloo.solo.io/registered-by]: Forbidden: it records who registered the cluster and can't be changed (was "jane", would be "mallory"): leave it as it is, or leave it out`}},
+			`metadata.annotations[admin.gloo.solo.io/registered-by]: Forbidden: it records who registered the cluster and can't be changed (was "jane", would be "mallory"): leave it as it is, or leave it out`,
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if diff := cmp.Diff(tc.want, said(validate.KubernetesCluster(tc.new, tc.old, validate.Options{AdminNamespace: "gloo-mesh"}))); diff != "" {

@@ -22,7 +22,7 @@ func Pure(t *testing.T, alsoForbidden ...string) {
 		"ambitmesh.dev/ambit/internal/relay", "ambitmesh.dev/ambit/internal/kube", "ambitmesh.dev/ambit/internal/server", "ambitmesh.dev/ambit/internal/agent",
 		"ambitmesh.dev/ambit/internal/state", "ambitmesh.dev/ambit/internal/report", "ambitmesh.dev/ambit/internal/registry",
 	}, alsoForbidden...)
-	for _, dep := range strings.Fields(string(out)) {
+	for dep := range strings.FieldsSeq(string(out)) {
 		for _, f := range forbidden {
 			if dep == f || strings.HasPrefix(dep, f+"/") {
 				t.Errorf("a pure package must not reach %s (see docs/architecture.md, import law)", dep)
