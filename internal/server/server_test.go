@@ -236,6 +236,12 @@ func startWith(t testing.TB, cfg Config, name string, uid mesh.ClusterUID, store
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = a.spoke.Run(ctx) }()
+	go func() {
+		for ctx.Err() == nil {
+			a.prune()
+			time.Sleep(50 * time.Millisecond)
+		}
+	}()
 	a.stop = sync.OnceFunc(func() { cancel(); <-done })
 	t.Cleanup(a.stop)
 	return a
@@ -255,6 +261,12 @@ func (a *agent) apply(_ context.Context, ch synclog.Changes) {
 			a.t.Error(err)
 		}
 	}
+}
+
+// prune removes what is not in a complete desired state.
+func (a *agent) prune() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	desired := a.spoke.Desired()
 	if !desired.Complete {
 		return
@@ -343,9 +355,13 @@ func TestFirstStart(t *testing.T) {
 	if code, _ := r.http(cfg.HealthAddress, "/healthz"); code != http.StatusOK {
 		t.Errorf("healthz: %d", code)
 	}
-	if code, body := r.http(cfg.MetricsAddress, "/metrics"); code != http.StatusOK || !strings.Contains(body, "gloo_mesh_leader 1") || !strings.Contains(body, `gloo_mesh_clusters{connection="Pending"} 1`) {
-		t.Errorf("metrics: %d\n%s", code, body)
-	}
+	eventually(t, 10*time.Second, func() error {
+		code, body := r.http(cfg.MetricsAddress, "/metrics")
+		if code != http.StatusOK || !strings.Contains(body, "gloo_mesh_leader 1") || !strings.Contains(body, `gloo_mesh_clusters{connection="Pending"} 1`) {
+			return fmt.Errorf("metrics: %d\n%s", code, body)
+		}
+		return nil
+	})
 	// a port in use is said at once, with its flag
 	second := cfg
 	second.RelayAddress, second.HealthAddress = freeAddress(t), freeAddress(t)
@@ -497,6 +513,15 @@ func TestScenarioRestartDeletesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	agents["c2"].stop() // stays away for good: the others must not wait for it for ever, and must lose nothing
+	// c1 has something that is not in the new server's desired state: it stays while c2's inventory is not known
+	// (its agent is restarted too, so that it knows only what this server tells it)
+	const orphan = "/v1/ConfigMap/somewhere/orphan"
+	before["c1"][orphan] = "kept"
+	agents["c1"].stop()
+	agents["c1"] = startWith(t, cfg, "c1", "uid-of-c1", agents["c1"].store)
+	agents["c1"].mu.Lock()
+	agents["c1"].applied = maps.Clone(before["c1"])
+	agents["c1"].mu.Unlock()
 	run(t, cfg).awaitReady()
 	await(t, c, ns, "c1", "ACCEPTED Connected 2.12.0")
 	await(t, c, ns, "c2", "ACCEPTED Disconnected 2.12.0")
@@ -521,6 +546,16 @@ func TestScenarioRestartDeletesNothing(t *testing.T) {
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("a restart changed what is applied:\n%s", diff)
 	}
+	// c2 is given up: the snapshot is warm, and now what is not wanted goes
+	if err := c.Delete(t.Context(), &adminv2.KubernetesCluster{ObjectMeta: metav1.ObjectMeta{Name: "c2", Namespace: ns}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 15*time.Second, func() error {
+		if got, deletes := agents["c1"].state(); deletes != 1 || got[orphan] != "" || len(got) != 1 {
+			return fmt.Errorf("warm, but c1 has %v, %d deleted", got, deletes)
+		}
+		return nil
+	})
 }
 
 // The API server is away for a while: the management server does not exit, agents keep their sessions, nothing is deleted; later all is reported.
