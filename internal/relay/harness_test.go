@@ -21,6 +21,9 @@ import (
 
 // TestMain fails if anything of the relay still runs when all tests are over.
 func TestMain(m *testing.M) {
+	if run := os.Getenv("RELAY_TEST_AGENTS"); run != "" {
+		os.Exit(agentsOnly(run))
+	}
 	code := m.Run()
 	if left := leaked(5 * time.Second); left != "" && code == 0 {
 		fmt.Fprintf(os.Stderr, "goroutines left over:\n%s\n", left)
@@ -33,7 +36,7 @@ func leaked(patience time.Duration) string {
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		buf := make([]byte, 4<<20)
 		var left []string
-		for _, g := range strings.Split(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		for g := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
 			if (strings.Contains(g, "internal/relay") || strings.Contains(g, "google.golang.org/grpc")) && !strings.Contains(g, "TestMain") {
 				left = append(left, g)
 			}
@@ -224,7 +227,6 @@ type site struct {
 	office  *office
 	hub     *Hub
 	address string
-	listen  func() net.Listener
 	stop    func() // stops the hub; also called at the end
 }
 

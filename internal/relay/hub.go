@@ -136,7 +136,7 @@ func (h *Hub) Serve(ctx context.Context, l net.Listener) error {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		// A thousand idle sessions should not cost a thousand large buffers.
-		grpc.ReadBufferSize(8<<10), grpc.WriteBufferSize(16<<10), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(8<<10), grpc.WriteBufferSize(16<<10),
 		grpc.InitialWindowSize(256<<10), grpc.InitialConnWindowSize(512<<10),
 	)
 	relayv1.RegisterEnrolmentServer(srv, h)
@@ -155,7 +155,9 @@ func (h *Hub) Serve(ctx context.Context, l net.Listener) error {
 		case <-ctx.Done():
 			h.endAll(Refuse(relayv1.Goodbye_SHUTTING_DOWN, "the management server is stopping; another one takes over"))
 			srv.Stop()
-			<-served
+			if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				h.log.Debug("listener", "error", err)
+			}
 			return nil
 		}
 	}

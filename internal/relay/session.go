@@ -134,8 +134,7 @@ func (h *Hub) askGate(ctx context.Context, what string, ask func(context.Context
 	if err == nil {
 		return nil
 	}
-	var r *Refusal
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*Refusal](err); ok {
 		return r
 	}
 	h.log.Warn("can't decide now", "about", what, "error", err)

@@ -168,7 +168,7 @@ func (s *Spoke) stayConnected(ctx context.Context) {
 }
 
 // errAgain ends an attempt, a session or a wait because of Reconnect.
-var errAgain = errors.New("asked to connect anew") //nolint:gochecknoglobals // a sentinel
+var errAgain = errors.New("asked to connect anew")
 
 // Reconnect ends the running session, attempt or wait, and connects anew at once with the identity as it is stored then. For when
 // somebody has replaced what is stored.

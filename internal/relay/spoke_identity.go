@@ -214,7 +214,7 @@ func (s *Spoke) dial(st StoredIdentity, client bool) (*hubConn, error) {
 		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 3 * time.Second}),
-		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(16<<10), grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(8<<10), grpc.WithWriteBufferSize(16<<10),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("management server %s: %w", s.cfg.ServerAddress, err)

@@ -504,7 +504,7 @@ func TestSessionNeedsACertificate(t *testing.T) {
 		t.Errorf("without a certificate: %v, %v", m, err)
 	}
 	// Without TLS 1.3, and without TLS.
-	old := credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}) //nolint:gosec // that is the test
+	old := credentials.NewTLS(&tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
 	cc, err := grpc.NewClient(s.address, grpc.WithTransportCredentials(old))
 	if err != nil {
 		t.Fatal(err)
@@ -539,6 +539,20 @@ func TestStrangersAreFew(t *testing.T) {
 	}
 	wait(t, "room again", func() bool { return s.hub.strangers.Load() == 0 })
 	s.newAgent("other").waitConnected()
+}
+
+// TestReconnect: somebody replaced what is stored; the agent uses it at once, whether it is in session or waiting.
+func TestReconnect(t *testing.T) {
+	s := newSite(t)
+	a := s.newAgent("prod")
+	a.waitConnected()
+	before := s.info("prod").Identity.Key
+	minted := s.minted("prod").get()
+	a.store.mu.Lock()
+	a.store.st = minted
+	a.store.mu.Unlock()
+	a.spoke.Reconnect("Secret replaced")
+	wait(t, "in session with the new key", func() bool { i := s.info("prod"); return i.Connected && i.Identity.Key != before })
 }
 
 func TestTooManySessions(t *testing.T) {

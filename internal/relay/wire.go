@@ -118,7 +118,7 @@ func clip(s string) string {
 
 // toGoodbye and the functions below carry a Refusal over the wire: as a message in a session, as a status with a detail elsewhere.
 func toGoodbye(r *Refusal) *relayv1.Goodbye {
-	return &relayv1.Goodbye{Reason: r.Reason, Message: r.Message, RetryAfterSeconds: uint32(r.RetryAfter.Seconds())} //nolint:gosec // bounded by whoever refuses
+	return &relayv1.Goodbye{Reason: r.Reason, Message: r.Message, RetryAfterSeconds: uint32(r.RetryAfter.Seconds())}
 }
 
 func fromGoodbye(g *relayv1.Goodbye) *Refusal {
@@ -148,8 +148,7 @@ func toStatus(r *Refusal) error {
 
 // refusalIn finds a Refusal in an error of gRPC, or nil.
 func refusalIn(err error) *Refusal {
-	var r *Refusal
-	if errors.As(err, &r) {
+	if r, ok := errors.AsType[*Refusal](err); ok {
 		return r
 	}
 	st, ok := status.FromError(err)

@@ -21,7 +21,7 @@ import (
 
 // Names of the Secrets, as published.
 const (
-	RootSecret    = "relay-root-tls-secret"
+	RootSecret    = "relay-root-tls-secret"    //nolint:gosec // a name, not a credential
 	SigningSecret = "relay-tls-signing-secret" //nolint:gosec // a name, not a credential
 	ServerSecret  = "relay-server-tls-secret"  //nolint:gosec // a name, not a credential
 	ClientSecret  = "relay-client-tls-secret"  //nolint:gosec // a name, not a credential

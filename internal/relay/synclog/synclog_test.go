@@ -284,7 +284,7 @@ func modelRun(t *testing.T, r *rand.Rand) {
 		return &model{src: NewSource(fmt.Sprint("e", epoch)), now: map[string]string{}, history: []map[string]string{{}}}
 	}
 	m, k := newSource(), NewSink(Limits{}, true)
-	var mirror = map[string]string{} // built from Take alone
+	mirror := map[string]string{} // built from Take alone
 	cur := m.src.Cursor(k.Resume())
 	cur.max = 64 + r.IntN(200)
 	var wire []Chunk
