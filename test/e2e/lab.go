@@ -70,7 +70,7 @@ type Result struct {
 // Try runs a bash script as a person would who typed the export line that `make lab` prints; a script that takes longer than two minutes is killed.
 func (l *Lab) Try(t testing.TB, script string) Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // not the test's: clean-ups run scripts too
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script)

@@ -33,17 +33,16 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// existing lists every object of a cluster with its resourceVersion, save those that change by themselves.
+// existing lists every object of a cluster with its resourceVersion, save those that change by themselves: what the control plane beats and elects with.
 const existing = `
-for kind in $(kubectl --context %[1]s api-resources --verbs=list -o name | sort -u | grep -vE '^(events|leases|nodes|pods|csinodes|podmetrics|nodemetrics|componentstatuses)(\.|$)'); do
-  kubectl --context %[1]s get "$kind" -A --ignore-not-found --no-headers -o custom-columns=K:.kind,NS:.metadata.namespace,N:.metadata.name,RV:.metadata.resourceVersion 2>/dev/null || true
-done`
+kinds=$(kubectl --context %[1]s api-resources --verbs=list -o name | sort -u | grep -vE '^(events|leases|nodes|pods|csinodes|podmetrics|nodemetrics|componentstatuses)(\.|$)' | paste -sd,)
+kubectl --context %[1]s get "$kinds" -A --no-headers -o custom-columns='K:.kind,NS:.metadata.namespace,N:.metadata.name,RV:.metadata.resourceVersion,L:.metadata.annotations.control-plane\.alpha\.kubernetes\.io/leader'`
 
 func objects(t *testing.T, cluster string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
 	for _, line := range strings.Split(lab.Run(t, fmt.Sprintf(existing, cluster)), "\n") {
-		if f := strings.Fields(line); len(f) == 4 {
+		if f := strings.Fields(line); len(f) == 5 && f[4] == "<none>" {
 			out[f[0]+" "+f[1]+"/"+f[2]] = f[3]
 		}
 	}
@@ -149,6 +148,12 @@ func applied(t *testing.T) string {
   kubectl --context $c get configmap -A -l owner.gloo.solo.io/name=gloo-mesh --no-headers -o custom-columns=N:.metadata.name,U:.metadata.uid,D:.metadata.deletionTimestamp; done`)
 }
 
+// sessions asks the serving Pod of the management server how many agents are connected to it: a fresh process begins with none, whatever status says.
+const sessions = `pod=$(kubectl --context mgmt -n gloo-mesh get pod -l app=gloo-mesh-mgmt-server --field-selector=status.phase=Running -o jsonpath='{.items[0].metadata.name}')
+kubectl --context mgmt get --raw "/api/v1/namespaces/gloo-mesh/pods/$pod:9091/proxy/metrics" | grep -c '^relay_push_clients_connected{.*} 1$'`
+
+func four(out string) bool { return out == "4" }
+
 func allConnected(out string) bool {
 	return strings.Count(out, "Connected") == 4 && !strings.Contains(out, "Disconnected")
 }
@@ -165,7 +170,8 @@ func Test05ServerKilledNothingDeleted(t *testing.T) {
 	lab.Run(t, `kubectl --context mgmt -n gloo-mesh delete pod -l app=gloo-mesh-mgmt-server --grace-period=0 --force`)
 	lab.Eventually(t, 60*time.Second, `kubectl --context mgmt -n gloo-mesh get pod -l app=gloo-mesh-mgmt-server -o jsonpath='{range .items[*]}{.metadata.uid} {.status.conditions[?(@.type=="Ready")].status}{end}'`,
 		func(out string) bool { return !strings.Contains(out, old) && strings.HasSuffix(out, "True") })
-	lab.Eventually(t, 90*time.Second, connections, allConnected)
+	lab.Eventually(t, 90*time.Second, sessions, four)
+	lab.Eventually(t, 30*time.Second, connections, allConnected)
 	if diff := cmp.Diff(before, applied(t)); diff != "" {
 		t.Errorf("the server's death changed what agents had applied (-before +after):\n%s", diff)
 	}
@@ -211,7 +217,8 @@ func Test08HubCertificateChanges(t *testing.T) {
 	// Whoever connects from now on sees the successor's certificate: make everybody connect anew.
 	lab.Run(t, `kubectl --context mgmt -n gloo-mesh rollout restart deployment gloo-mesh-mgmt-server
 kubectl --context mgmt -n gloo-mesh rollout status deployment gloo-mesh-mgmt-server --timeout=90s`)
-	lab.Eventually(t, 90*time.Second, connections, allConnected)
+	lab.Eventually(t, 90*time.Second, sessions, four)
+	lab.Eventually(t, 30*time.Second, connections, allConnected)
 	after := lab.Run(t, `kubectl --context cluster-1 -n gloo-mesh get pod -l app=gloo-mesh-agent -o jsonpath='{.items[*].status.containerStatuses[*].restartCount}'`)
 	if before != after {
 		t.Errorf("agent restarts: %s before, %s after", before, after)
@@ -222,6 +229,7 @@ func Test09APIServerOfTheHubDown(t *testing.T) {
 	before := applied(t)
 	lab.Run(t, `lab stop kube/mgmt --state "$PWD"; sleep 60; lab start kube/mgmt --state "$PWD"`)
 	lab.Eventually(t, 90*time.Second, connections+` && kubectl --context mgmt -n gloo-mesh wait --for=condition=Ready pod -l app=gloo-mesh-mgmt-server --timeout=5s >/dev/null`, allConnected)
+	lab.Eventually(t, 90*time.Second, sessions, four)
 	if diff := cmp.Diff(before, applied(t)); diff != "" {
 		t.Errorf("a minute without the hub's API server changed what agents had applied (-before +after):\n%s", diff)
 	}
