@@ -264,6 +264,9 @@ func session(s relay.SessionInfo, now time.Time) mesh.Session {
 		Connected: s.Connected, Since: s.Since, LastHeartbeat: s.LastHeartbeat, AgentVersion: s.AgentVersion, UID: s.UID,
 		Offset: s.Offset, Measured: s.RTT > 0,
 	}
+	if s.Connected && out.LastHeartbeat.Before(s.Since) {
+		out.LastHeartbeat = s.Since // Hello is a sign of life as well
+	}
 	if r := s.LastRefusal; r != nil && (!s.Connected && s.LastRefusalAt.After(s.LastHeartbeat) || s.Connected && s.LastRefusalAt.After(s.Since) && now.Sub(s.LastRefusalAt) < refusalsCount) {
 		switch r.Reason {
 		case relayv1.Goodbye_WRONG_CLUSTER, relayv1.Goodbye_BAD_CERTIFICATE, relayv1.Goodbye_REVOKED, relayv1.Goodbye_BAD_TOKEN:
