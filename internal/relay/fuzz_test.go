@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -127,10 +128,22 @@ func FuzzStoredIdentity(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(chain, key)
-	f.Fuzz(func(t *testing.T, chain, key []byte) {
+	f.Add([]byte{}, []byte{})
+	f.Add([]byte{0, 200, 'x'}, []byte{0, 40, 'A', 0, 41, 'B'})
+	f.Fuzz(func(t *testing.T, edits, keyEdits []byte) {
+		chain, key := edited(chain, edits), edited(key, keyEdits)
 		if c, err := loadCredential(StoredIdentity{ChainPEM: chain, KeyPEM: key}, "prod", time.Now()); err == nil && (c.leaf == nil || c.identity.Cluster != "prod") {
 			t.Fatal("a credential of nobody")
 		}
 	})
+}
+
+// edited changes single bytes of data: each edit is a position (two bytes) and a value. The seeds are keys and certificates, which
+// are new at each start; edits of them can be kept and repeated all the same.
+func edited(data, edits []byte) []byte {
+	out := slices.Clone(data)
+	for ; len(edits) >= 3; edits = edits[3:] {
+		out[(int(edits[0])<<8|int(edits[1]))%len(out)] = edits[2]
+	}
+	return out
 }

@@ -307,11 +307,12 @@ func FuzzParse(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(s.Root["ca.crt"], s.Signing["tls.crt"], s.Signing["tls.key"], s.Server["tls.key"])
+	f.Add([]byte{0, 200, 'x'}, []byte{}, []byte{0, 40, 'A', 0, 41, 'B'}, []byte{})
 	f.Fuzz(func(_ *testing.T, ca, crt, key, serverKey []byte) {
 		fam, _ := Parse(Secrets{
-			Root: map[string][]byte{"ca.crt": ca}, Signing: map[string][]byte{"tls.crt": crt, "tls.key": key},
-			Server: map[string][]byte{"tls.crt": s.Server["tls.crt"], "tls.key": serverKey},
+			Root:    map[string][]byte{"ca.crt": edited(s.Root["ca.crt"], ca)},
+			Signing: map[string][]byte{"tls.crt": edited(s.Signing["tls.crt"], crt), "tls.key": edited(s.Signing["tls.key"], key)},
+			Server:  map[string][]byte{"tls.crt": s.Server["tls.crt"], "tls.key": edited(s.Server["tls.key"], serverKey)},
 		}, now)
 		if fam != nil {
 			fam.Check(now)

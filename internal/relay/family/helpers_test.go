@@ -3,6 +3,7 @@ package family
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -22,4 +23,14 @@ func read(t *testing.T, path string) []byte {
 		t.Fatal(err)
 	}
 	return data
+}
+
+// edited changes single bytes of data: each edit is a position (two bytes) and a value. Keys and certificates are new at each
+// start; edits of them can be kept and repeated all the same.
+func edited(data, edits []byte) []byte {
+	out := slices.Clone(data)
+	for ; len(edits) >= 3; edits = edits[3:] {
+		out[(int(edits[0])<<8|int(edits[1]))%len(out)] = edits[2]
+	}
+	return out
 }
