@@ -268,7 +268,8 @@ func TestBundleIsRestoredAndCertificateShared(t *testing.T) {
 	}
 	right := get().Webhooks[0].ClientConfig.CABundle
 	edited := get()
-	edited.Webhooks[0].ClientConfig.CABundle = nil
+	ignore := admissionregistrationv1.Ignore
+	edited.Webhooks[0].ClientConfig.CABundle, edited.Webhooks[0].FailurePolicy = nil, &ignore
 	if err := w.admin.Update(t.Context(), edited); err != nil {
 		t.Fatal(err)
 	}
@@ -277,6 +278,9 @@ func TestBundleIsRestoredAndCertificateShared(t *testing.T) {
 	}
 	if diff := cmp.Diff(right, get().Webhooks[0].ClientConfig.CABundle); diff != "" {
 		t.Errorf("caBundle was not put back: %s", diff)
+	}
+	if got := *get().Webhooks[0].FailurePolicy; got != admissionregistrationv1.Fail {
+		t.Errorf("failurePolicy %s was left", got)
 	}
 	version := get().ResourceVersion
 	standby := admission.NewCertificates(w.admin, "gloo-mesh", "gloo-mesh-mgmt-server", nil, slog.New(slog.DiscardHandler))

@@ -103,10 +103,10 @@ func (k *Certificates) Keep(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	published := true
+	published := true // the API server trusts what the Secret holds
 	for _, c := range configurations {
 		for _, w := range c.webhooks() {
-			published = published && bytes.Equal(w.CABundle, have[keyCACert])
+			published = published && bytes.Equal(*w.caBundle, have[keyCACert])
 		}
 	}
 	want, done, err := next(have, k.names, published, now)
@@ -147,22 +147,28 @@ func (k *Certificates) store(ctx context.Context, s *corev1.Secret, m material) 
 // configuration is what the two kinds of webhook configuration have in common.
 type configuration struct {
 	client.Object
-	webhooks func() []*admissionregistrationv1.WebhookClientConfig
+	webhooks func() []hook
+}
+
+// hook is what is kept right in each webhook.
+type hook struct {
+	caBundle *[]byte
+	failure  **admissionregistrationv1.FailurePolicyType
 }
 
 // configurations reads both; one that is missing is logged: then nothing is checked or recorded, which a person must mend.
 func (k *Certificates) configurations(ctx context.Context) ([]configuration, error) {
 	mutating, validating := &admissionregistrationv1.MutatingWebhookConfiguration{}, &admissionregistrationv1.ValidatingWebhookConfiguration{}
 	all := []configuration{
-		{mutating, func() (out []*admissionregistrationv1.WebhookClientConfig) {
+		{mutating, func() (out []hook) {
 			for i := range mutating.Webhooks {
-				out = append(out, &mutating.Webhooks[i].ClientConfig)
+				out = append(out, hook{&mutating.Webhooks[i].ClientConfig.CABundle, &mutating.Webhooks[i].FailurePolicy})
 			}
 			return out
 		}},
-		{validating, func() (out []*admissionregistrationv1.WebhookClientConfig) {
+		{validating, func() (out []hook) {
 			for i := range validating.Webhooks {
-				out = append(out, &validating.Webhooks[i].ClientConfig)
+				out = append(out, hook{&validating.Webhooks[i].ClientConfig.CABundle, &validating.Webhooks[i].FailurePolicy})
 			}
 			return out
 		}},
@@ -187,8 +193,12 @@ func (k *Certificates) publish(ctx context.Context, c configuration, bundle []by
 	before := c.DeepCopyObject().(client.Object)
 	changed := false
 	for _, w := range c.webhooks() {
-		if !bytes.Equal(w.CABundle, bundle) {
-			w.CABundle, changed = bundle, true
+		if !bytes.Equal(*w.caBundle, bundle) {
+			*w.caBundle, changed = bundle, true
+		}
+		if *w.failure == nil || **w.failure != admissionregistrationv1.Fail { // else a write while no server answers would be neither checked nor recorded
+			fail := admissionregistrationv1.Fail
+			*w.failure, changed = &fail, true
 		}
 	}
 	if !changed {
