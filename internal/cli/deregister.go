@@ -357,6 +357,10 @@ func (c *cluster) removeNamespace(ctx context.Context, name string, out *progres
 		out.note("namespace %s on %s stays: %v", name, c.Context, err)
 		return []string{"namespace " + name}
 	}
+	if err := c.awaitNamespaceGone(ctx, name); err != nil {
+		out.warn("%v", err)
+		return []string{"namespace " + name + ", which is being deleted"}
+	}
 	out.done("deleted namespace %s on %s", name, c.Context)
 	return nil
 }

@@ -56,6 +56,7 @@ type world struct {
 	mgmtCfg      *rest.Config
 	kubeconfig   string
 	ca           *authority
+	token        string // the last one that play redeemed
 }
 
 func newWorld(t *testing.T) *world {
@@ -181,6 +182,7 @@ func (w *world) play(name string) (redeemed func() int) {
 	go func() {
 		defer close(done)
 		for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+			w.finalize(ctx)
 			var d appsv1.Deployment
 			if w.remote.Get(ctx, client.ObjectKey{Namespace: w.ns, Name: agentName}, &d) != nil {
 				continue
@@ -212,6 +214,15 @@ func (w *world) play(name string) (redeemed func() int) {
 	return func() int { mu.Lock(); defer mu.Unlock(); return n }
 }
 
+// finalize plays the namespace controller, which an API server alone does not have.
+func (w *world) finalize(ctx context.Context) {
+	var ns corev1.Namespace
+	if w.remote.Get(ctx, client.ObjectKey{Name: w.ns}, &ns) == nil && ns.DeletionTimestamp != nil {
+		ns.Spec.Finalizers = nil
+		_ = w.remote.SubResource("finalize").Update(ctx, &ns)
+	}
+}
+
 // redeem compares the token in the workload cluster with the hash on the management cluster, as the hub does.
 func (w *world) redeem(ctx context.Context, name string) bool {
 	var announced, held corev1.Secret
@@ -224,6 +235,7 @@ func (w *world) redeem(ctx context.Context, name string) bool {
 	if err != nil || time.Now().After(expires) || hex.EncodeToString(sum[:]) != string(announced.Data["tokenHash"]) || announced.Type != typeRegistration {
 		return false
 	}
+	w.token = string(held.Data["token"])
 	chain, _ := w.ca.issue(w.t, name, time.Now().Add(time.Hour))
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: secretClient, Namespace: w.ns}, Data: map[string][]byte{"tls.crt": chain}}
 	return w.remote.Create(ctx, secret) == nil && w.remote.Delete(ctx, &held) == nil

@@ -194,22 +194,53 @@ func (r *registering) copyRoot(ctx context.Context) error {
 
 func (c *cluster) ensureNamespace(ctx context.Context, name string, out *progress) error {
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{annotationMadeBy: "meshctl"}}}
-	err := c.Create(ctx, ns)
-	if apierrors.IsAlreadyExists(err) {
-		var old corev1.Namespace
-		if err := c.Get(ctx, client.ObjectKeyFromObject(ns), &old); err != nil {
-			return c.says("read namespace "+name, err)
+	var old corev1.Namespace
+	exists, err := c.found(ctx, "", name, &old)
+	if err != nil {
+		return c.says("read namespace "+name, err)
+	}
+	if exists && old.DeletionTimestamp != nil {
+		out.note("namespace %s on %s is being deleted: waiting until it is gone", name, c.Context)
+		if err := c.awaitNamespaceGone(ctx, name); err != nil {
+			return err
 		}
-		if old.DeletionTimestamp != nil {
-			return fmt.Errorf("context %q: namespace %s is being deleted: wait until it is gone", c.Context, name)
-		}
+		exists = false
+	}
+	if exists {
 		return nil
 	}
-	if err != nil {
+	if err := c.Create(ctx, ns); apierrors.IsAlreadyExists(err) {
+		return nil // somebody else made it at this moment
+	} else if err != nil {
 		return c.says("create namespace "+name, err)
 	}
 	out.done("created namespace %s on %s", name, c.Context)
 	return nil
+}
+
+// awaitNamespaceGone waits until a namespace that is being deleted is gone; when that takes too long it says what Kubernetes says of it.
+func (c *cluster) awaitNamespaceGone(ctx context.Context, name string) error {
+	why := ""
+	for {
+		var ns corev1.Namespace
+		exists, err := c.found(ctx, "", name, &ns)
+		if err == nil && !exists {
+			return nil
+		}
+		if err != nil && ctx.Err() == nil {
+			return c.says("read namespace "+name, err)
+		}
+		for _, condition := range ns.Status.Conditions {
+			if condition.Status == corev1.ConditionTrue {
+				why = ": " + condition.Message
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return notReached(fmt.Errorf("context %q: namespace %s is still being deleted%s", c.Context, name, why))
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // installAgent installs the two charts side by side.

@@ -1,7 +1,11 @@
 package cli
 
 import (
+	"bytes"
+	"compress/gzip"
+	"encoding/base64"
 	"encoding/json"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +89,9 @@ func TestRegister(t *testing.T) {
 	if after.ResourceVersion != other.ResourceVersion {
 		t.Error("another cluster's object was changed")
 	}
+	if w.token == "" || strings.Contains(r.out+r.err, w.token) {
+		t.Error("the token was printed, or there was none")
+	}
 	w.noSecrets(r)
 
 	// Again: no new token, the same identity, no restart of the agent.
@@ -115,6 +122,9 @@ func (w *world) noSecrets(r result) {
 		w.must(c.List(w.t.Context(), &list, client.InNamespace(w.ns)))
 		for _, s := range list.Items {
 			for key, value := range s.Data {
+				if w.token != "" && bytes.Contains(plain(w.t, s.Type, value), []byte(w.token)) {
+					w.t.Errorf("the raw token outlives its use: in %s of Secret %s", key, s.Name)
+				}
 				if (key == "token" || key == "tls.key") && strings.Contains(r.out+r.err, string(value)) {
 					w.t.Errorf("printed: %s of Secret %s", key, s.Name)
 				}
@@ -127,6 +137,27 @@ func (w *world) noSecrets(r result) {
 			}
 		}
 	}
+}
+
+// plain is what a Secret's value holds: Helm keeps releases as base64 of gzipped JSON.
+func plain(t *testing.T, kind corev1.SecretType, value []byte) []byte {
+	t.Helper()
+	if kind != "helm.sh/release.v1" {
+		return value
+	}
+	raw, err := base64.StdEncoding.DecodeString(string(value))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := gzip.NewReader(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := io.ReadAll(r)
+	if err != nil || !bytes.Contains(out, []byte("gloo-platform")) {
+		t.Fatalf("a Helm release that can't be read proves nothing: %v", err)
+	}
+	return out
 }
 
 func TestRegisterRefusals(t *testing.T) {
@@ -384,11 +415,17 @@ func TestDeregister(t *testing.T) {
 			t.Errorf("%T %s is still there: %v", o, o.GetName(), err)
 		}
 	}
-	var ns corev1.Namespace
-	if err := w.remote.Get(t.Context(), client.ObjectKey{Name: w.ns}, &ns); err == nil && ns.DeletionTimestamp == nil {
-		t.Error("the namespace that meshctl made is still there")
+	if err := w.remote.Get(t.Context(), client.ObjectKey{Name: w.ns}, &corev1.Namespace{}); !apierrors.IsNotFound(err) {
+		t.Errorf("the namespace that meshctl made: %v", err)
 	}
 	w.refused(w.meshctl("cluster", "deregister", "prod-eu-west-3", "--mgmt-context", "mgmt"), ExitFailed, "no cluster", "prod-eu-west-3")
+	// What a namespace on its way out does not stop: registering waits for it.
+	w.must(client.IgnoreAlreadyExists(w.remote.Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.ns}})))
+	w.must(w.remote.Delete(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: w.ns}}))
+	w.must(client.IgnoreNotFound(w.mgmt.Delete(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: prefixIdentity + "prod-eu-west-3", Namespace: w.ns}})))
+	if r := w.register("prod-eu-west-3"); r.code != ExitOK {
+		t.Errorf("registering again at once: exit %d", r.code)
+	}
 }
 
 func TestDeregisterUnreachable(t *testing.T) {
