@@ -7,20 +7,19 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"ambitmesh.dev/ambit/internal/apply"
+	"ambitmesh.dev/ambit/internal/kube/follow"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/observe"
 	"ambitmesh.dev/ambit/internal/relay"
@@ -167,57 +166,35 @@ func (c *cluster) identify(ctx context.Context, log *slog.Logger) (mesh.ClusterU
 // watchSecrets makes the agent connect anew as soon as somebody replaces one of its Secrets.
 func watchSecrets(ctx context.Context, client dynamic.Interface, namespace string, store *identityStore, spoke *relay.Spoke, log *slog.Logger) {
 	secrets := client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(namespace)
+	var wg sync.WaitGroup
 	for _, name := range []string{store.names.Client, store.names.Root, store.names.Registration, store.names.Identity} {
-		only := "metadata.name=" + name
-		lw := &cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				o.FieldSelector = only
-				return secrets.List(ctx, o)
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				o.FieldSelector = only
-				return secrets.Watch(ctx, o)
-			},
-		}
 		changed := func(u *unstructured.Unstructured) {
-			if u != nil && store.foreign(name, u) {
+			if store.foreign(name, u) {
 				log.Info("a Secret of the agent was replaced; connecting anew", "secret", name)
 				spoke.Reconnect("Secret " + name + " was replaced")
 			}
 		}
-		go cache.NewReflectorWithOptions(lw, &unstructured.Unstructured{}, secretSink{changed}, cache.ReflectorOptions{Name: name}).RunWithContext(ctx)
+		wg.Go(func() {
+			// By name: the agent's Role needs no right to read any other Secret.
+			follow.Run(ctx, follow.Config{Client: secrets, Name: "secret " + name, Fields: "metadata.name=" + name, Log: log}, secretSink{changed})
+		})
 	}
-	<-ctx.Done()
+	wg.Wait()
 }
 
-// secretSink is the store a reflector fills; it keeps nothing.
+// secretSink keeps nothing.
 type secretSink struct {
 	changed func(*unstructured.Unstructured)
 }
 
-// Add is a watch's ADDED.
-func (s secretSink) Add(obj any) error { return s.Update(obj) }
+// Set tells of a Secret that is there.
+func (s secretSink) Set(u *unstructured.Unstructured) { s.changed(u) }
 
-// Update is a watch's MODIFIED.
-func (s secretSink) Update(obj any) error {
-	u, _ := obj.(*unstructured.Unstructured)
-	s.changed(u)
-	return nil
-}
+// Gone does nothing: what is gone can't be shown to anybody, and the running session goes on.
+func (s secretSink) Gone(*unstructured.Unstructured) {}
 
-// Delete is a watch's DELETED. What is gone can't be shown to anybody: the running session goes on.
-func (s secretSink) Delete(any) error { return nil }
-
-// Replace is a whole list.
-func (s secretSink) Replace(list []any, _ string) error {
-	for _, obj := range list {
-		_ = s.Update(obj)
-	}
-	return nil
-}
-
-// Resync is not used.
-func (s secretSink) Resync() error { return nil }
+// Listed does nothing, as Gone.
+func (s secretSink) Listed(map[string]bool) {}
 
 // serve answers HTTP until ctx ends.
 func serve(ctx context.Context, address string, h http.Handler) error {

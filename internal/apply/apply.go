@@ -33,6 +33,7 @@ const (
 	FieldManager = "gloo-mesh-agent"
 	// OwnerLabel with value OwnerValue marks what is ours. Where a person has removed it, the object is theirs.
 	OwnerLabel = "owner.gloo.solo.io/name"
+	// OwnerValue is the value of OwnerLabel.
 	OwnerValue = "gloo-mesh"
 
 	parallel = 8 // applies at a time

@@ -80,8 +80,8 @@ func (inv *inventory) add(ctx context.Context, refs []mesh.Ref) error {
 	}
 	shards := shardsOf(next)
 	// Lines move to later shards: the last one is written first, so that a crash in between leaves some twice and none out.
-	for i := len(shards) - 1; i >= 0; i-- {
-		if err := inv.write(ctx, i, shards[i]); err != nil {
+	for i, text := range slices.Backward(shards) {
+		if err := inv.write(ctx, i, text); err != nil {
 			return err
 		}
 	}

@@ -5,13 +5,10 @@ import (
 	"encoding/json"
 	"time"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/tools/cache"
 
+	"ambitmesh.dev/ambit/internal/kube/follow"
 	"ambitmesh.dev/ambit/internal/mesh"
 )
 
@@ -42,26 +39,11 @@ func (a *Applier) watch(ctx context.Context, s scope) {
 	if s.namespace != "" {
 		client = a.cfg.Client.Resource(s.GroupVersionResource).Namespace(s.namespace)
 	}
-	lw := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-			opts.LabelSelector = OwnerLabel + "=" + OwnerValue
-			return client.List(ctx, opts)
-		},
-		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-			opts.LabelSelector = OwnerLabel + "=" + OwnerValue
-			return client.Watch(ctx, opts)
-		},
-	}
-	cache.NewReflectorWithOptions(withoutWatchList{lw}, &unstructured.Unstructured{}, &follower{a: a, scope: s}, cache.ReflectorOptions{Name: s.Resource}).RunWithContext(ctx)
+	f := &follower{a: a, scope: s}
+	follow.Run(ctx, follow.Config{Client: client, Name: s.GroupResource().String(), Labels: OwnerLabel + "=" + OwnerValue, Optional: true, Log: a.cfg.Log}, f)
 }
 
-// withoutWatchList: see internal/observe.
-type withoutWatchList struct{ *cache.ListWatch }
-
-// IsWatchListSemanticsUnSupported is how a reflector asks.
-func (withoutWatchList) IsWatchListSemanticsUnSupported() bool { return true }
-
-// follower is the store a reflector fills: it keeps fingerprints, no objects.
+// follower is what a watch tells. It keeps fingerprints, no objects.
 type follower struct {
 	a     *Applier
 	scope scope
@@ -104,58 +86,45 @@ func (f *follower) drifted(ref mesh.Ref, how string) {
 	f.a.poke()
 }
 
-// Add is a watch's ADDED.
-func (f *follower) Add(obj any) error { return f.Update(obj) }
-
-// Update is a watch's MODIFIED.
-func (f *follower) Update(obj any) error {
-	if u, ok := obj.(*unstructured.Unstructured); ok {
-		f.a.mu.Lock()
-		defer f.a.mu.Unlock()
-		f.seen(u)
-	}
-	return nil
-}
-
-// Delete is a watch's DELETED: the object is gone, or our label is. Which one, put finds out.
-func (f *follower) Delete(obj any) error {
-	if u, ok := obj.(*unstructured.Unstructured); ok {
-		f.a.mu.Lock()
-		defer f.a.mu.Unlock()
-		ref := f.ref(u)
-		delete(f.a.live, ref)
-		f.drifted(ref, "deleted, or its owner label was removed")
-	}
-	return nil
-}
-
-// Replace is a whole list: what it lacks is gone.
-func (f *follower) Replace(list []any, _ string) error {
+// Set is told of an object of ours.
+func (f *follower) Set(u *unstructured.Unstructured) {
 	f.a.mu.Lock()
 	defer f.a.mu.Unlock()
-	present := map[mesh.Ref]bool{}
-	for _, obj := range list {
-		if u, ok := obj.(*unstructured.Unstructured); ok {
-			present[f.ref(u)] = true
-			f.seen(u)
-		}
-	}
+	f.seen(u)
+}
+
+// Gone is told that the object is gone, or our label is. Which one, put finds out.
+func (f *follower) Gone(u *unstructured.Unstructured) {
+	f.a.mu.Lock()
+	defer f.a.mu.Unlock()
+	ref := f.ref(u)
+	delete(f.a.live, ref)
+	f.drifted(ref, "deleted, or its owner label was removed")
+}
+
+// Listed is told of all there are: what is not among them went while nobody looked. The API server answers, too: what failed is tried again now.
+func (f *follower) Listed(present map[string]bool) {
+	f.a.mu.Lock()
+	defer f.a.mu.Unlock()
 	for ref := range f.a.live {
-		if !present[ref] && f.isMine(ref) {
+		if f.isMine(ref) && !present[nameOf(ref)] {
 			delete(f.a.live, ref)
 			f.drifted(ref, "gone while the watch was broken")
 		}
 	}
-	return nil
+	for ref, k := range f.a.state {
+		if f.isMine(ref) && !k.ok && k.tries > 0 {
+			k.next = time.Time{}
+			f.a.state[ref] = k
+			f.a.poke()
+		}
+	}
 }
 
 // isMine reports whether ref is within this follower's watch.
 func (f *follower) isMine(ref mesh.Ref) bool {
 	return (f.scope.namespace == "" || f.scope.namespace == ref.Namespace) && f.a.resources.is(ref, f.scope.resource)
 }
-
-// Resync is not used: nothing is cached that could be handed out again.
-func (f *follower) Resync() error { return nil }
 
 // fingerprint is of what a person would call the object: without status and what the API server keeps for itself.
 func fingerprint(u *unstructured.Unstructured) mesh.Fingerprint {

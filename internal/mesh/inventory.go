@@ -15,6 +15,8 @@ type ClusterInfo struct {
 	Network           string      `json:"network,omitempty"`           // topology.istio.io/network of istio-system
 	KubernetesVersion string      `json:"kubernetesVersion,omitempty"` // of its API server
 	IstioNamespace    string      `json:"istioNamespace,omitempty"`    // where istiod runs
+	IstioRevision     string      `json:"istioRevision,omitempty"`     // label istio.io/rev of that istiod
+	IstioClusterID    string      `json:"istioClusterID,omitempty"`    // what that istiod calls this cluster; telemetry and remote secrets use it
 	Warnings          []string    `json:"warnings,omitempty"`          // what the agent could not find out, and why
 }
 

@@ -22,6 +22,7 @@ const networkLabel = "topology.istio.io/network"
 type istiod struct {
 	namespace, revision, version string
 	trustDomain                  string // env TRUST_DOMAIN; rarely set
+	clusterID                    string // env CLUSTER_ID; istiod's default is "Kubernetes"
 }
 
 // facts is what is known of the cluster as a whole. Not safe for concurrent use.
@@ -66,8 +67,12 @@ func (f *facts) deployment(name string, u *unstructured.Unstructured) {
 		d.version = cmp.Or(imageTag(image), d.version)
 		env, _ := c["env"].([]any)
 		for _, e := range env {
-			if e, ok := e.(map[string]any); ok && e["name"] == "TRUST_DOMAIN" {
-				d.trustDomain, _ = e["value"].(string)
+			e, _ := e.(map[string]any)
+			switch value, _ := e["value"].(string); e["name"] {
+			case "TRUST_DOMAIN":
+				d.trustDomain = value
+			case "CLUSTER_ID":
+				d.clusterID = value
 			}
 		}
 	}
@@ -117,17 +122,15 @@ func (f *facts) warn(resource string, err error) bool {
 	return f.problems[resource] != old
 }
 
-// keepOnly forgets what a list no longer has.
-func (f *facts) keepOnly(resource string, present map[string]bool) {
-	gone := func(name string) bool { return !present[name] }
-	switch resource {
-	case "namespaces":
-		maps.DeleteFunc(f.networks, func(n, _ string) bool { return gone(n) })
-	case "deployments":
-		maps.DeleteFunc(f.istiods, func(n string, _ istiod) bool { return gone(n) })
-	case "configmaps":
-		maps.DeleteFunc(f.meshes, func(n, _ string) bool { return gone(n) })
+// revisions are those of the istiods that have a MeshConfig of their own name, sorted.
+func (f *facts) revisions() []string {
+	found := map[string]bool{}
+	for _, d := range f.istiods {
+		if d.revision != "" && d.revision != "default" { // the default's MeshConfig is ConfigMap istio
+			found[d.revision] = true
+		}
 	}
+	return slices.Sorted(maps.Keys(found))
 }
 
 // info is the cluster item. With several istiods the newest version speaks; that there are several is said.
@@ -138,7 +141,7 @@ func (f *facts) info() mesh.ClusterInfo {
 	})
 	if len(names) > 0 {
 		d := f.istiods[names[0]]
-		out.IstioVersion, out.IstioNamespace = d.version, d.namespace
+		out.IstioVersion, out.IstioNamespace, out.IstioRevision, out.IstioClusterID = d.version, d.namespace, d.revision, d.clusterID
 		out.Network = f.networks[d.namespace]
 		out.TrustDomain = mesh.TrustDomain(cmp.Or(d.trustDomain, f.meshes[d.namespace+"/istio-"+d.revision], f.meshes[d.namespace+"/istio"]))
 	}

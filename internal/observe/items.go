@@ -5,6 +5,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
+	"ambitmesh.dev/ambit/internal/kube/follow"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relay/synclog"
 )
@@ -27,7 +28,7 @@ func ownLabels(u *unstructured.Unstructured) map[string]string {
 }
 
 func serviceAccountItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
-	return synclog.Key{Type: mesh.ItemServiceAccount, Name: objectName(u)},
+	return synclog.Key{Type: mesh.ItemServiceAccount, Name: follow.Name(u)},
 		mesh.ServiceAccount{Namespace: u.GetNamespace(), Name: u.GetName(), Labels: u.GetLabels()}, true
 }
 
@@ -49,7 +50,7 @@ func serviceItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
 			}
 		}
 	}
-	return synclog.Key{Type: mesh.ItemService, Name: objectName(u)}, s, true
+	return synclog.Key{Type: mesh.ItemService, Name: follow.Name(u)}, s, true
 }
 
 func servicePort(p map[string]any) mesh.ServicePort {
@@ -105,7 +106,7 @@ func gatewayItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
 			g.Programmed = c["status"] == "True"
 		}
 	}
-	return synclog.Key{Type: mesh.ItemGateway, Name: objectName(u)}, g, true
+	return synclog.Key{Type: mesh.ItemGateway, Name: follow.Name(u)}, g, true
 }
 
 // objects reads a list of objects, skipping what is none.

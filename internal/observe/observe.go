@@ -10,19 +10,14 @@ package observe
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"log/slog"
 	"sync"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
-	"k8s.io/client-go/tools/cache"
 
+	"ambitmesh.dev/ambit/internal/kube/follow"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relay/synclog"
 )
@@ -39,7 +34,7 @@ type Config struct {
 // kind is one kind of object to watch.
 type kind struct {
 	resource schema.GroupVersionResource
-	fields   string // field selector; empty: all
+	object   string // the name of the only objects of interest, in whatever namespace; empty: all
 	optional bool   // its CRD may be missing: then there are none
 	// item converts an object; ok is false when it is of no interest.
 	item func(*unstructured.Unstructured) (key synclog.Key, value any, ok bool)
@@ -55,15 +50,18 @@ func kinds() []kind {
 		{resource: gvr("apps", "v1", "deployments"), item: workloadItem("Deployment"), fact: (*facts).deployment},
 		{resource: gvr("apps", "v1", "statefulsets"), item: workloadItem("StatefulSet")},
 		{resource: gvr("apps", "v1", "daemonsets"), item: workloadItem("DaemonSet")},
-		meshConfigs("istio"),
+		meshConfig("istio"),
 		{resource: gvr("gateway.networking.k8s.io", "v1", "gateways"), optional: true, item: gatewayItem},
 	}
 }
 
-// meshConfigs watches the ConfigMaps of one name in all namespaces: MeshConfigs are called istio, or istio-REVISION. Never all ConfigMaps: they may be large.
-func meshConfigs(name string) kind {
-	return kind{resource: gvr("", "v1", "configmaps"), fields: "metadata.name=" + name, item: noItem, fact: (*facts).configMap}
+// meshConfig watches the MeshConfig of a revision by its name alone: a cluster has many ConfigMaps, and they are not ours to read.
+func meshConfig(name string) kind {
+	return kind{resource: gvr("", "v1", "configmaps"), object: name, item: noItem, fact: (*facts).configMap}
 }
+
+// maxRevisions bounds the watches that labels of Deployments can make us open.
+const maxRevisions = 16
 
 func gvr(group, version, resource string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: group, Version: version, Resource: resource}
@@ -72,41 +70,43 @@ func gvr(group, version, resource string) schema.GroupVersionResource {
 // Run watches until ctx ends; it returns nil then. A kind that can't be listed is retried for ever, with back-off, and named in the cluster item's warnings;
 // the inventory is not complete before every kind has been listed.
 func Run(ctx context.Context, cfg Config) error {
-	all := kinds()
-	o := &observer{cfg: cfg, facts: newFacts(cfg.KubernetesVersion), listed: make([]bool, len(all)), revisions: map[string]bool{}}
-	o.watchRevision = func(revision string) {
-		o.tasks.Go(func() { o.watch(ctx, -1, meshConfigs("istio-"+revision)) })
+	var wg sync.WaitGroup
+	o := &observer{cfg: cfg, facts: newFacts(cfg.KubernetesVersion), waiting: map[*sink]bool{}, revisions: map[string]bool{}}
+	o.start = func(k kind) {
+		s := &sink{o: o, kind: k, keys: map[string]synclog.Key{}}
+		o.waiting[s] = true
+		wg.Go(func() { s.follow(ctx) })
 	}
-	for i, k := range all {
-		o.tasks.Go(func() { o.watch(ctx, i, k) })
+	o.mu.Lock()
+	for _, k := range kinds() {
+		o.start(k)
 	}
-	o.tasks.Wait()
+	o.mu.Unlock()
+	wg.Wait()
 	return nil
 }
 
 // observer joins the watches: one lock, since items are small and changes are rare compared with what a CPU does.
 type observer struct {
-	cfg           Config
-	tasks         sync.WaitGroup
-	watchRevision func(revision string)
+	cfg   Config
+	start func(kind) // o.mu is held
 
-	mu     sync.Mutex
-	facts  *facts
-	listed []bool
-	done   bool
-	// revisions of istiod whose MeshConfig is being watched.
+	mu        sync.Mutex
+	facts     *facts
+	waiting   map[*sink]bool // not listed yet
 	revisions map[string]bool
+	done      bool
 }
 
 // reportFacts sends what is known of the cluster as a whole; the Source drops an unchanged value. o.mu is held.
 func (o *observer) reportFacts() {
-	for _, d := range o.facts.istiods {
-		if d.revision != "" && !o.revisions[d.revision] {
-			o.revisions[d.revision] = true
-			o.watchRevision(d.revision)
+	o.set(synclog.Key{Type: mesh.ItemCluster, Name: mesh.ItemCluster}, o.facts.info())
+	for _, r := range o.facts.revisions() {
+		if !o.revisions[r] && len(o.revisions) < maxRevisions {
+			o.revisions[r] = true
+			o.start(meshConfig("istio-" + r))
 		}
 	}
-	o.set(synclog.Key{Type: mesh.ItemCluster, Name: mesh.ItemCluster}, o.facts.info())
 }
 
 func (o *observer) set(key synclog.Key, value any) {
@@ -119,16 +119,11 @@ func (o *observer) set(key synclog.Key, value any) {
 	}
 }
 
-// hasListed notes that kind i has been listed once; the last one makes the inventory complete. o.mu is held.
-func (o *observer) hasListed(i int) {
-	if o.done || i < 0 {
+// listed notes that a kind has been listed once; the last one makes the inventory complete. o.mu is held.
+func (o *observer) listed(s *sink) {
+	delete(o.waiting, s)
+	if o.done || len(o.waiting) > 0 {
 		return
-	}
-	o.listed[i] = true
-	for _, l := range o.listed {
-		if !l {
-			return
-		}
 	}
 	o.done = true
 	o.reportFacts()
@@ -136,141 +131,76 @@ func (o *observer) hasListed(i int) {
 	o.cfg.Log.Info("inventory complete")
 }
 
-// watch keeps one kind up to date.
-func (o *observer) watch(ctx context.Context, i int, k kind) {
-	s := &sink{o: o, i: i, kind: k, keys: map[string]synclog.Key{}}
-	client := o.cfg.Client.Resource(k.resource)
-	lw := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
-			opts.FieldSelector = k.fields
-			list, err := client.List(ctx, opts)
-			if err != nil {
-				if k.optional && apierrors.IsNotFound(err) {
-					_ = s.Replace(nil, "")
-					return nil, fmt.Errorf("%s are not known to this cluster (yet): %w", k.resource.Resource, err)
-				}
-				o.warn(k.resource.Resource, err)
-				return nil, err
-			}
-			o.warn(k.resource.Resource, nil)
-			return list, nil
-		},
-		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
-			opts.FieldSelector = k.fields
-			return client.Watch(ctx, opts)
-		},
-	}
-	r := cache.NewReflectorWithOptions(withoutWatchList{lw}, &unstructured.Unstructured{}, s, cache.ReflectorOptions{Name: k.resource.Resource})
-	r.RunWithContext(ctx)
-}
-
-// warn notes, or with nil forgets, that a kind can't be listed.
-func (o *observer) warn(resource string, err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.facts.warn(resource, err) {
-		o.reportFacts()
-	}
-}
-
-// sink is the store a reflector fills: it keeps the item keys of a kind and no objects.
+// sink keeps one kind up to date. It keeps the keys of items, and no objects.
 type sink struct {
 	o    *observer
-	i    int
 	kind kind
-	keys map[string]synclog.Key // by namespace/name
+	keys map[string]synclog.Key // by namespace/name; the zero Key: a fact only
 }
 
-func (s *sink) apply(obj any) error {
-	u, ok := obj.(*unstructured.Unstructured)
-	if !ok {
-		return fmt.Errorf("watch of %s brought a %T", s.kind.resource.Resource, obj)
+func (s *sink) follow(ctx context.Context) {
+	cfg := follow.Config{
+		Client: s.o.cfg.Client.Resource(s.kind.resource), Name: s.kind.resource.Resource, Optional: s.kind.optional, Log: s.o.cfg.Log,
+		Failed: func(err error) {
+			s.o.mu.Lock()
+			defer s.o.mu.Unlock()
+			if s.o.facts.warn(s.kind.resource.Resource, err) {
+				s.o.reportFacts()
+			}
+		},
 	}
-	name := objectName(u)
+	if s.kind.object != "" {
+		cfg.Fields = "metadata.name=" + s.kind.object
+	}
+	follow.Run(ctx, cfg, s)
+}
+
+// Set reports an object.
+func (s *sink) Set(u *unstructured.Unstructured) {
+	s.o.mu.Lock()
+	defer s.o.mu.Unlock()
+	name := follow.Name(u)
 	if s.kind.fact != nil {
 		s.kind.fact(s.o.facts, name, u)
 		s.o.reportFacts()
 	}
 	key, value, wanted := s.kind.item(u)
-	if !wanted {
-		return nil
-	}
 	s.keys[name] = key
-	s.o.set(key, value)
-	return nil
+	if wanted {
+		s.o.set(key, value)
+	}
+}
+
+// Gone takes an object back.
+func (s *sink) Gone(u *unstructured.Unstructured) {
+	s.o.mu.Lock()
+	defer s.o.mu.Unlock()
+	s.remove(follow.Name(u))
 }
 
 func (s *sink) remove(name string) {
+	key, known := s.keys[name]
+	if !known {
+		return
+	}
+	delete(s.keys, name)
 	if s.kind.fact != nil {
 		s.kind.fact(s.o.facts, name, nil)
 		s.o.reportFacts()
 	}
-	if key, ok := s.keys[name]; ok {
-		delete(s.keys, name)
+	if key != (synclog.Key{}) {
 		s.o.cfg.Source.Delete(key)
 	}
 }
 
-// Add is a watch's ADDED.
-func (s *sink) Add(obj any) error { return s.Update(obj) }
-
-// Update is a watch's MODIFIED.
-func (s *sink) Update(obj any) error {
+// Listed takes back what is not there any more.
+func (s *sink) Listed(present map[string]bool) {
 	s.o.mu.Lock()
 	defer s.o.mu.Unlock()
-	return s.apply(obj)
-}
-
-// Delete is a watch's DELETED.
-func (s *sink) Delete(obj any) error {
-	s.o.mu.Lock()
-	defer s.o.mu.Unlock()
-	if u, ok := obj.(*unstructured.Unstructured); ok {
-		s.remove(objectName(u))
-	}
-	return nil
-}
-
-// Replace is a whole list.
-func (s *sink) Replace(list []any, _ string) error {
-	s.o.mu.Lock()
-	defer s.o.mu.Unlock()
-	present := make(map[string]bool, len(list))
-	for _, obj := range list {
-		if u, ok := obj.(*unstructured.Unstructured); ok {
-			present[objectName(u)] = true
-		}
-		if err := s.apply(obj); err != nil {
-			return err
-		}
-	}
 	for name := range s.keys {
 		if !present[name] {
 			s.remove(name)
 		}
 	}
-	if s.kind.fact != nil {
-		if s.kind.fields == "" { // else another watch brings the rest
-			s.o.facts.keepOnly(s.kind.resource.Resource, present)
-		}
-	}
-	s.o.hasListed(s.i)
-	return nil
-}
-
-// Resync is not used: nothing is cached that could be handed out again.
-func (s *sink) Resync() error { return nil }
-
-// withoutWatchList makes a reflector page through an ordinary list first: an initial list by watch would deliver objects one by one, and Replace,
-// by which we know that a kind has been seen whole, only at the end with all of them in memory.
-type withoutWatchList struct{ *cache.ListWatch }
-
-// IsWatchListSemanticsUnSupported is how a reflector asks.
-func (withoutWatchList) IsWatchListSemanticsUnSupported() bool { return true }
-
-func objectName(u *unstructured.Unstructured) string {
-	if ns := u.GetNamespace(); ns != "" {
-		return ns + "/" + u.GetName()
-	}
-	return u.GetName()
+	s.o.listed(s)
 }

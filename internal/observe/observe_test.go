@@ -76,10 +76,10 @@ status: {loadBalancer: {ingress: [{ip: 192.0.2.1}, {hostname: lb.example.com}]}}
 		"gateway": {gatewayItem, `
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {name: peer, namespace: edge, annotations: {gateway.istio.io/service-account: x, other: y}}
+metadata: {name: peer, namespace: edge, annotations: {gateway.istio.io/service-account: ew, other: thing}}
 spec: {gatewayClassName: istio-remote}
 status: {addresses: [{type: IPAddress, value: 192.0.2.9}], conditions: [{type: Accepted, status: "False"}, {type: Programmed, status: "True"}]}
-`, synclog.Key{Type: "gateway", Name: "edge/peer"}, mesh.Gateway{Namespace: "edge", Name: "peer", Class: "istio-remote", Annotations: map[string]string{"gateway.istio.io/service-account": "x"}, Addresses: []string{"192.0.2.9"}, Programmed: true}},
+`, synclog.Key{Type: "gateway", Name: "edge/peer"}, mesh.Gateway{Namespace: "edge", Name: "peer", Class: "istio-remote", Annotations: map[string]string{"gateway.istio.io/service-account": "ew"}, Addresses: []string{"192.0.2.9"}, Programmed: true}},
 		"malformed": {
 			serviceItem, "{apiVersion: v1, kind: Service, metadata: {name: m, namespace: d}, spec: {ports: [1, {port: x}, {port: 99999999}]}}",
 			synclog.Key{Type: "service", Name: "d/m"},
@@ -102,7 +102,7 @@ const istiodYAML = `
 apiVersion: apps/v1
 kind: Deployment
 metadata: {name: istiod-gloo, namespace: istio-system, labels: {app: istiod, istio.io/rev: gloo}}
-spec: {template: {metadata: {labels: {app: istiod}}, spec: {containers: [{name: discovery, image: "registry.example:5000/istio/pilot:1.30.2-distroless@sha256:00"}]}}}
+spec: {template: {metadata: {labels: {app: istiod}}, spec: {containers: [{name: discovery, image: "registry.example:5000/istio/pilot:1.30.2-distroless@sha256:00", env: [{name: CLUSTER_ID, value: cluster-1}, {name: POD_NAME, valueFrom: {}}]}]}}}
 `
 
 func TestFacts(t *testing.T) {
@@ -110,7 +110,7 @@ func TestFacts(t *testing.T) {
 	f.namespace("istio-system", parse(t, "{apiVersion: v1, kind: Namespace, metadata: {name: istio-system, labels: {topology.istio.io/network: net-1}}}"))
 	f.deployment("istio-system/istiod-gloo", parse(t, istiodYAML))
 	f.configMap("istio-system/istio", parse(t, "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {mesh: 'accessLogFile: /dev/stdout'}}"))
-	want := mesh.ClusterInfo{TrustDomain: "cluster.local", IstioVersion: "1.30.2", Network: "net-1", KubernetesVersion: "v1.36.3", IstioNamespace: "istio-system"}
+	want := mesh.ClusterInfo{TrustDomain: "cluster.local", IstioVersion: "1.30.2", Network: "net-1", KubernetesVersion: "v1.36.3", IstioNamespace: "istio-system", IstioRevision: "gloo", IstioClusterID: "cluster-1"}
 	if diff := cmp.Diff(want, f.info()); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
@@ -129,7 +129,7 @@ func TestFacts(t *testing.T) {
 	f.deployment("istio-system/istiod-gloo", nil)
 	f.warn("services", nil)
 	f.configMap("istio-system/istio-gloo", nil)
-	f.keepOnly("namespaces", nil)
+	f.namespace("istio-system", nil)
 	if got := f.info(); got.IstioVersion != "" || got.TrustDomain != "" || got.Network != "" {
 		t.Errorf("no istiod, no trust domain: %+v", got)
 	}
