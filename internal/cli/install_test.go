@@ -190,6 +190,7 @@ func (w *world) serve(c client.WithWatch) *atomic.Int32 {
 		defer close(done)
 		made := false
 		for ; ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+			w.finalize(ctx)
 			var d appsv1.Deployment
 			if c.Get(ctx, client.ObjectKey{Namespace: w.ns, Name: serverName}, &d) != nil {
 				continue

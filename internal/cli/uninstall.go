@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -20,6 +21,7 @@ import (
 func (a *app) uninstallCommand() *cobra.Command {
 	var mgmtContext string
 	var force, purge bool
+	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Uninstall the management plane",
@@ -34,12 +36,15 @@ left: agents keep what they applied and reconnect. --purge removes those too.
 			if err != nil {
 				return err
 			}
-			return a.uninstall(cmd.Context(), c, force, purge)
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			return a.uninstall(ctx, c, force, purge)
 		},
 	}
 	a.mgmtContextFlag(cmd, &mgmtContext)
 	cmd.Flags().BoolVar(&force, "force", false, "even when clusters are registered")
 	cmd.Flags().BoolVar(&purge, "purge", false, "also the relay's Secrets, the CRDs and every KubernetesCluster")
+	cmd.Flags().DurationVar(&timeout, "timeout", 60*time.Second, "how long it may take, in all")
 	return cmd
 }
 
