@@ -42,6 +42,7 @@ build: $(LAB) ## build the programs into bin/
 
 .PHONY: test unit lab-test e2e bench lint verify golden fuzz
 test: ## everything: verify, unit, lab and end-to-end tests, side by side where they don't disturb each other
+	@hack/prerequisites.sh
 	@hack/test.sh
 
 unit: assets ## the product's own tests, on a real API server where they need one
@@ -57,7 +58,7 @@ lab-binaries: $(LABBUILD) ## everything the lab runs, built from Go modules once
 	@$(LABBUILD) all >/dev/null
 
 lab-test: lab-binaries ## the lab's own tests
-	@cd lab && go test ./...
+	@cd lab && go test -count=1 ./...
 	@cd lab/kube && go vet ./...
 	@cd lab/istio && go vet ./...
 

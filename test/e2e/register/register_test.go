@@ -41,7 +41,7 @@ kubectl --context %[1]s get "$kinds" -A --no-headers -o custom-columns='K:.kind,
 func objects(t *testing.T, cluster string) map[string]string {
 	t.Helper()
 	out := map[string]string{}
-	for _, line := range strings.Split(lab.Run(t, fmt.Sprintf(existing, cluster)), "\n") {
+	for line := range strings.SplitSeq(lab.Run(t, fmt.Sprintf(existing, cluster)), "\n") {
 		if f := strings.Fields(line); len(f) == 5 && f[4] == "<none>" {
 			out[f[0]+" "+f[1]+"/"+f[2]] = f[3]
 		}
