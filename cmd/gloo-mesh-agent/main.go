@@ -38,6 +38,14 @@ func main() {
 	}
 }
 
+// readable writes a duration as "1.5s": a person reads this, and JSON alone would make it a number of nanoseconds.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
+}
+
 func command(logs io.Writer, env func(string) string) *cobra.Command {
 	cfg := agent.DefaultConfig()
 	cfg.Namespace = cmp.Or(env("POD_NAMESPACE"), cfg.Namespace)
@@ -51,7 +59,7 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(c *cobra.Command, _ []string) error {
-			log := slog.New(slog.NewJSONHandler(logs, &slog.HandlerOptions{Level: level}))
+			log := slog.New(slog.NewJSONHandler(logs, &slog.HandlerOptions{Level: level, ReplaceAttr: readable}))
 			klog.SetSlogLogger(log)
 			return agent.Run(c.Context(), cfg, log)
 		},

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -70,6 +71,7 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	spoke, err := relay.NewSpoke(relay.SpokeConfig{
 		ServerAddress: cfg.Server, Authority: cfg.Authority, Cluster: cfg.Cluster, UID: uid, Version: version.Version,
 		Identity: store, Inventory: inventory, OnDesired: applier.Desired, RenewRatio: cfg.RenewRatio, Log: log.With("stage", "relay"),
+		Dial: dial,
 	})
 	if err != nil {
 		return err
@@ -86,6 +88,15 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 		return nil
 	}})
 	return nil
+}
+
+// dial reaches the management server, or says what to look at.
+func dial(ctx context.Context, address string) (net.Conn, error) {
+	c, err := (&net.Dialer{Timeout: 10 * time.Second}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("the management server can't be reached at %s from this cluster (look at glooAgent.relay.serverAddress, the name's DNS, Service gloo-mesh-mgmt-server and the firewalls between): %w", address, err)
+	}
+	return c, nil
 }
 
 // cluster is the API server of the cluster the agent is in.
@@ -170,7 +181,6 @@ func watchSecrets(ctx context.Context, client dynamic.Interface, namespace strin
 	for _, name := range []string{store.names.Client, store.names.Root, store.names.Registration, store.names.Identity} {
 		changed := func(u *unstructured.Unstructured) {
 			if store.foreign(name, u) {
-				log.Info("a Secret of the agent was replaced; connecting anew", "secret", name)
 				spoke.Reconnect("Secret " + name + " was replaced")
 			}
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -150,6 +151,61 @@ func TestTokenArrivesLater(t *testing.T) {
 	s.within(5*time.Second, "connected", h.connected)
 }
 
+// TestLeastRights lists every right the agent needs; the chart grants these.
+func TestLeastRights(t *testing.T) {
+	h := newHub(t)
+	h.register()
+	s := newSite(t, h, token)
+	rule := func(group, resources, verbs string, names ...string) rbacv1.PolicyRule {
+		return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: strings.Split(resources, ","), Verbs: strings.Split(verbs, ","), ResourceNames: names}
+	}
+	s.actAs([]rbacv1.PolicyRule{
+		rule("", "secrets", "create"), // its own, at enrolment; a create can't be bound to a name
+		rule("", "secrets", "get,list,watch,update,delete", s.cfg.Secrets.Root, s.cfg.Secrets.Client, s.cfg.Secrets.Registration, s.cfg.Secrets.Identity),
+		rule("", "configmaps", "get,list,watch,create,patch,delete"),
+	}, []rbacv1.PolicyRule{
+		rule("", "namespaces", "get", "kube-system"),
+		rule("", "namespaces,services,serviceaccounts", "list,watch"),
+		rule("apps", "deployments,statefulsets,daemonsets", "list,watch"),
+		rule("", "configmaps", "list,watch", "istio"),
+		rule("gateway.networking.k8s.io", "gateways", "list,watch"),
+	})
+	s.run()
+	s.within(10*time.Second, "connected", h.connected)
+	s.within(10*time.Second, "a complete inventory", func() bool {
+		_, complete := h.hub.Inventory(name)
+		return complete
+	})
+	s.within(5*time.Second, "the used token is deleted", func() bool { return s.data("relay-registration-token") == nil })
+	h.publish(true, s.configMap("one", "1"), s.configMap("two", "2"))
+	s.within(10*time.Second, "applied", func() bool { return strings.HasPrefix(s.value("one"), "1 ") && strings.HasPrefix(s.value("two"), "2 ") })
+	h.publish(true, s.configMap("one", "1"))
+	s.within(10*time.Second, "pruned", func() bool { return strings.Contains(s.value("two"), "not found") })
+	var cm corev1.ConfigMap
+	if err := s.kube.Get(t.Context(), client.ObjectKey{Namespace: s.namespace, Name: "one"}, &cm); err != nil {
+		t.Fatal(err)
+	}
+	cm.Data["key"] = "by hand"
+	if err := s.kube.Update(t.Context(), &cm); err != nil {
+		t.Fatal(err)
+	}
+	s.within(10*time.Second, "drift is put back", func() bool { return strings.HasPrefix(s.value("one"), "1 ") })
+	chain, key, err := h.family.NewClient(name, time.Now(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := len(h.sessions())
+	s.secret("relay-client-tls-secret", map[string][]byte{"tls.crt": chain, "tls.key": key})
+	s.within(10*time.Second, "a replaced Secret is seen", func() bool { return len(h.sessions()) > n })
+	if log := s.log.String(); strings.Contains(log, "forbidden") {
+		t.Error("a right is missing")
+	}
+	var info mesh.ClusterInfo
+	if !h.item(mesh.ItemCluster, mesh.ItemCluster, &info) || len(info.Warnings) > 0 {
+		t.Errorf("cluster item: %+v", info)
+	}
+}
+
 func TestHubDiesAndReturns(t *testing.T) {
 	h := newHub(t)
 	h.register()
@@ -161,9 +217,9 @@ func TestHubDiesAndReturns(t *testing.T) {
 	want := s.value("one") + s.value("two")
 
 	h.stop()
-	s.within(20*time.Second, "the agent notices", func() bool {
+	s.within(20*time.Second, "the agent notices, and says what can't be reached", func() bool {
 		_, raw := s.get(s.cfg.MetricsAddress + "/status")
-		return strings.Contains(raw, `"connected":false`)
+		return strings.Contains(raw, `"connected":false`) && strings.Contains(raw, "can't be reached at "+h.address)
 	})
 	// Drift is still put back without a hub.
 	var cm corev1.ConfigMap

@@ -14,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -292,6 +294,32 @@ func newSite(t *testing.T, h *hub, token string) *site {
 		}
 	})
 	return s
+}
+
+// actAs gives the agent a ServiceAccount of its own, with these rights in its namespace and those in all.
+func (s *site) actAs(role, cluster []rbacv1.PolicyRule) {
+	s.t.Helper()
+	meta := metav1.ObjectMeta{Name: "gloo-mesh-agent", Namespace: s.namespace}
+	everywhere := metav1.ObjectMeta{Name: "gloo-mesh-agent-of-" + s.namespace}
+	subject := []rbacv1.Subject{{Kind: "ServiceAccount", Name: meta.Name, Namespace: s.namespace}}
+	for _, o := range []client.Object{
+		&corev1.ServiceAccount{ObjectMeta: meta},
+		&rbacv1.Role{ObjectMeta: meta, Rules: role},
+		&rbacv1.RoleBinding{ObjectMeta: meta, Subjects: subject, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: meta.Name}},
+		&rbacv1.ClusterRole{ObjectMeta: everywhere, Rules: cluster},
+		&rbacv1.ClusterRoleBinding{ObjectMeta: everywhere, Subjects: subject, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: everywhere.Name}},
+	} {
+		if err := s.kube.Create(s.t.Context(), o); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	request := &authenticationv1.TokenRequest{}
+	if err := s.kube.SubResource("token").Create(s.t.Context(), &corev1.ServiceAccount{ObjectMeta: meta}, request); err != nil {
+		s.t.Fatal(err)
+	}
+	admin := kubetest.Start(s.t)
+	through := &rest.Config{Host: "https://" + s.gateway.l.Addr().String(), BearerToken: request.Status.Token, TLSClientConfig: rest.TLSClientConfig{CAData: admin.CAData}}
+	s.cfg.Kubeconfig = kubetest.Kubeconfig(s.t, through)
 }
 
 func hostOf(t testing.TB, cfg *rest.Config) string {
