@@ -167,6 +167,51 @@ func TestNewerSessionReplacesOlder(t *testing.T) {
 	}
 }
 
+// TestReplacedSessionIsDeaf: what a session brings that is no longer the running one changes nothing.
+func TestReplacedSessionIsDeaf(t *testing.T) {
+	c := &cluster{desired: synclog.NewSource("d"), inventory: synclog.NewSink(synclog.Limits{}, false)}
+	older, newer := &session{}, &session{}
+	now := time.Now()
+	c.attach(older, now)
+	if c.attach(newer, now) != older {
+		t.Fatal("the older session is not told")
+	}
+	chunk := synclog.Chunk{Epoch: "e", Through: 1, Head: 1, Complete: true, Items: []synclog.Item{{Key: object("a"), Version: 1}}}
+	if mine, err := c.take(older, chunk); mine || err != nil || c.inventory.Len() != 0 {
+		t.Errorf("mine %v, %v, %d items", mine, err, c.inventory.Len())
+	}
+	if c.detach(older, now) || c.current() != newer {
+		t.Error("the end of the older session ended the newer one")
+	}
+	if mine, err := c.take(newer, chunk); !mine || err != nil || c.inventory.Len() != 1 {
+		t.Errorf("mine %v, %v, %d items", mine, err, c.inventory.Len())
+	}
+}
+
+// TestRefusedThoughItDoesNotListen: the writer is stuck in the middle of a message; the connection is cut all the same.
+func TestRefusedThoughItDoesNotListen(t *testing.T) {
+	s := newSite(t)
+	p := newProxy(t, s.address)
+	a := s.newAgent("prod", func(c *SpokeConfig) { c.ServerAddress = p.address() })
+	a.waitConnected()
+	p.stallDown(true)
+	state := map[synclog.Key][]byte{}
+	for i := range 1000 {
+		state[object(fmt.Sprint(i))] = make([]byte, 50_000)
+	}
+	_ = s.hub.Publish("prod", state, true)
+	time.Sleep(200 * time.Millisecond)
+	began := time.Now()
+	s.hub.Refuse("prod", Refuse(relayv1.Goodbye_REVOKED, "revoked"))
+	if s.info("prod").Connected {
+		t.Error("still counted as connected")
+	}
+	wait(t, "the session's end", func() bool { s.hub.mu.Lock(); defer s.hub.mu.Unlock(); return s.hub.sessions == 0 })
+	if d := time.Since(began); d > 3*partingTime {
+		t.Errorf("the session held on for %s", d)
+	}
+}
+
 // TestSlowAgentCostsNoMemory: an agent that stops reading, while its desired state keeps changing. The hub's heap must not follow.
 func TestSlowAgentCostsNoMemory(t *testing.T) {
 	s := newSite(t)
@@ -328,7 +373,12 @@ func newProxy(t testing.TB, to string) *proxy {
 			go p.copy(c, d, &p.down)
 		}
 	}()
-	t.Cleanup(func() { l.Close(); p.cut() })
+	t.Cleanup(func() {
+		p.stallUp(false)
+		p.stallDown(false)
+		l.Close()
+		p.cut()
+	})
 	return p
 }
 

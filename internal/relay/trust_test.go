@@ -340,6 +340,11 @@ func TestRenewNeedsTheSessionsKey(t *testing.T) {
 	key := must(family.NewKey())
 	_, err := relayv1.NewRelayClient(s.raw(thief)).Renew(t.Context(), &relayv1.RenewRequest{CsrDer: must(family.NewCSR(key, "prod"))})
 	wantRefusal(t, err, relayv1.Goodbye_PROTOCOL_ERROR, "no session")
+	s.office.mu.Lock()
+	if n := len(s.office.issued); n != 1 {
+		t.Errorf("%d keys on record, though only the agent's own was issued", n)
+	}
+	s.office.mu.Unlock()
 	_, err = relayv1.NewRelayClient(s.raw(a)).Renew(t.Context(), &relayv1.RenewRequest{CsrDer: must(family.NewCSR(key, "other"))})
 	wantRefusal(t, err, relayv1.Goodbye_PROTOCOL_ERROR, "other")
 }
