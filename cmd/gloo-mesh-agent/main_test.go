@@ -23,7 +23,7 @@ func TestTakesTheChartsArguments(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, doc := range bytes.Split(raw, []byte("\n---\n")) {
+		for doc := range bytes.SplitSeq(raw, []byte("\n---\n")) {
 			var d appsv1.Deployment
 			if !bytes.Contains(doc, []byte("kind: Deployment")) || !bytes.Contains(doc, []byte("name: gloo-mesh-agent")) {
 				continue

@@ -71,8 +71,11 @@ func TestFirstHour(t *testing.T) {
 	if _, raw := s.get(s.cfg.MetricsAddress + "/status"); json.Unmarshal([]byte(raw), &st) != nil || st["connected"] != true || st["version"] != version.Version || st["lastError"] != "" {
 		t.Errorf("status: %v", st)
 	}
-	if _, m := s.get(s.cfg.MetricsAddress + "/metrics"); !strings.Contains(m, `relay_agent_connected{cluster="prod-eu-west-3"} 1`) {
-		t.Errorf("metrics:\n%s", m)
+	_, m := s.get(s.cfg.MetricsAddress + "/metrics")
+	for _, want := range []string{`relay_agent_connected{cluster="prod-eu-west-3"} 1`, `gloo_mesh_agent_objects_applied{cluster="prod-eu-west-3"} 1`, `gloo_mesh_agent_objects_failed{cluster="prod-eu-west-3"} 0`} {
+		if !strings.Contains(m, want) {
+			t.Errorf("no %s in the metrics:\n%s", want, m)
+		}
 	}
 	log := s.log.String()
 	for what, secret := range map[string]string{"the registration token": token, "the shared token": "shared-token-of-the-test", "a private key": "PRIVATE KEY", "the private key": string(own["tls.key"][40:80])} {
@@ -231,6 +234,9 @@ func TestHubDiesAndReturns(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.within(10*time.Second, "drift is put back without a hub", func() bool { return s.value("one")+s.value("two") == want })
+	if _, m := s.get(s.cfg.MetricsAddress + "/metrics"); !strings.Contains(m, `gloo_mesh_agent_drift_corrected_total{cluster="prod-eu-west-3"} 1`) {
+		t.Errorf("the drift is not counted:\n%s", m)
+	}
 	if !s.ready() {
 		t.Error("not ready without its hub: the kubelet could not help")
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -34,12 +35,12 @@ type identityStore struct {
 	names   Secrets
 
 	mu    sync.Mutex
-	mine  map[string]string // content of each Secret as we last read or wrote it
-	token string            // the registration token as last read, to know when it is used up
+	mine  map[string][]string // what each Secret held when we last read it, and what we wrote since: the watch may tell of it late
+	token string              // the registration token as last read, to know when it is used up
 }
 
 func newIdentityStore(client dynamic.Interface, namespace string, names Secrets) *identityStore {
-	return &identityStore{secrets: client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(namespace), names: names, mine: map[string]string{}}
+	return &identityStore{secrets: client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(namespace), names: names, mine: map[string][]string{}}
 }
 
 // Load reads what is there; a missing Secret is empty, not an error.
@@ -58,7 +59,7 @@ func (s *identityStore) Load(ctx context.Context) (relay.StoredIdentity, error) 
 		if data[name], err = decode(u); err != nil {
 			return relay.StoredIdentity{}, err
 		}
-		s.mine[name] = content(u)
+		s.mine[name] = []string{content(u)}
 	}
 	client := data[s.names.Client]
 	s.token = strings.TrimSpace(string(data[s.names.Registration][tokenKey]))
@@ -92,7 +93,7 @@ func (s *identityStore) Save(ctx context.Context, id relay.StoredIdentity) error
 		return fmt.Errorf("delete the used registration token in secret %s: %w", s.names.Registration, err)
 	}
 	s.token = ""
-	s.mine[s.names.Registration] = ""
+	s.wrote(s.names.Registration, nil)
 	return nil
 }
 
@@ -121,7 +122,7 @@ func (s *identityStore) put(ctx context.Context, name string, set map[string][]b
 			}
 		}
 		if !missing && maps.EqualFunc(old, next, bytes.Equal) {
-			s.mine[name] = content(u)
+			s.wrote(name, u)
 			return nil
 		}
 		encode(u, next)
@@ -133,7 +134,7 @@ func (s *identityStore) put(ctx context.Context, name string, set map[string][]b
 		}
 		switch {
 		case err == nil:
-			s.mine[name] = content(written)
+			s.wrote(name, written)
 			return nil
 		case (apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err)) && attempt < 5:
 		default:
@@ -142,12 +143,19 @@ func (s *identityStore) put(ctx context.Context, name string, set map[string][]b
 	}
 }
 
-// foreign reports whether a Secret is not as we last read or wrote it: somebody replaced it.
+// wrote notes what a Secret holds by our own doing. s.mu is held.
+func (s *identityStore) wrote(name string, u *unstructured.Unstructured) {
+	const enough = 4 // a key, its certificate, a renewal: no watch is that late
+	all := append(s.mine[name], content(u))
+	s.mine[name] = all[max(0, len(all)-enough):]
+}
+
+// foreign reports whether a Secret holds what we neither read nor wrote: somebody replaced it.
 func (s *identityStore) foreign(name string, u *unstructured.Unstructured) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	last, read := s.mine[name]
-	return read && last != content(u)
+	return read && !slices.Contains(last, content(u))
 }
 
 // decode reads a Secret's data.

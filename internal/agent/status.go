@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"ambitmesh.dev/ambit/internal/apply"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/version"
@@ -17,16 +18,26 @@ import (
 type status struct {
 	cluster mesh.ClusterName
 
-	mu    sync.Mutex
-	spoke *relay.Spoke
+	mu      sync.Mutex
+	spoke   *relay.Spoke
+	applier *apply.Applier
 }
 
 func newStatus(c mesh.ClusterName) *status { return &status{cluster: c} }
 
-func (s *status) started(spoke *relay.Spoke) {
+func (s *status) started(spoke *relay.Spoke, applier *apply.Applier) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.spoke = spoke
+	s.spoke, s.applier = spoke, applier
+}
+
+func (s *status) applied() apply.Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.applier == nil {
+		return apply.Stats{}
+	}
+	return s.applier.Stats()
 }
 
 func (s *status) relay() (relay.SpokeStatus, bool) {
@@ -59,19 +70,19 @@ func (s *status) metrics() http.Handler {
 		_ = json.NewEncoder(w).Encode(map[string]any{
 			"cluster": s.cluster, "version": version.Version, "connected": st.Connected, "since": st.Since.UTC().Format(time.RFC3339),
 			"serverVersion": st.ServerVersion, "lastError": st.LastError, "certificateNotAfter": st.Identity.NotAfter.UTC().Format(time.RFC3339),
-			"clockOffset": st.Offset.String(), "roundTrip": st.RTT.String(),
+			"objects": s.applied(), "clockOffset": st.Offset.String(), "roundTrip": st.RTT.String(),
 		})
 	})
 	m.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		st, _ := s.relay()
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		fmt.Fprint(w, expose(s.cluster, st))
+		fmt.Fprint(w, expose(s.cluster, st, s.applied()))
 	})
 	return m
 }
 
 // expose writes the few metrics of an agent in Prometheus' text format; the client library would cost more memory than the agent's own work.
-func expose(c mesh.ClusterName, st relay.SpokeStatus) string {
+func expose(c mesh.ClusterName, st relay.SpokeStatus, objects apply.Stats) string {
 	connected := 0
 	if st.Connected {
 		connected = 1
@@ -86,5 +97,10 @@ func expose(c mesh.ClusterName, st relay.SpokeStatus) string {
 	if !st.Identity.NotAfter.IsZero() {
 		gauge("relay_agent_certificate_not_after_seconds", "When the client certificate expires (Unix time).", float64(st.Identity.NotAfter.Unix()))
 	}
+	gauge("gloo_mesh_agent_objects_desired", "Objects the management server wants in this cluster.", float64(objects.Desired))
+	gauge("gloo_mesh_agent_objects_applied", "Of these, as they should be.", float64(objects.Applied))
+	gauge("gloo_mesh_agent_objects_failed", "Of these, not taken by the API server.", float64(objects.Failed))
+	const back = "gloo_mesh_agent_drift_corrected_total"
+	fmt.Fprintf(&b, "# HELP %s Objects put back after somebody had changed or deleted them.\n# TYPE %s counter\n%s{cluster=%q} %d\n", back, back, back, string(c), objects.PutBack)
 	return b.String()
 }

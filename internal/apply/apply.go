@@ -62,14 +62,16 @@ type Applier struct {
 	state    map[mesh.Ref]known
 	live     map[mesh.Ref]mesh.Fingerprint // what is ours in the cluster, by watch: fingerprint of what we left there, zero before we applied
 	watched  map[scope]bool
-	follow   func(scope) // starts a watch that ends with Run
+	blind    map[scope]bool // whose watch does not work at present: what it told may be out of date
+	drifted  int            // objects put back since the start
+	follow   func(scope)    // starts a watch that ends with Run
 }
 
 // New allocates an Applier.
 func New(cfg Config) *Applier {
 	return &Applier{
 		cfg: cfg, resources: newResources(cfg.Get), inventory: newInventory(cfg.Client, cfg.Namespace), wake: make(chan struct{}, 1),
-		desired: map[mesh.Ref]wish{}, state: map[mesh.Ref]known{}, live: map[mesh.Ref]mesh.Fingerprint{}, watched: map[scope]bool{},
+		desired: map[mesh.Ref]wish{}, state: map[mesh.Ref]known{}, live: map[mesh.Ref]mesh.Fingerprint{}, watched: map[scope]bool{}, blind: map[scope]bool{},
 	}
 }
 
@@ -90,6 +92,31 @@ func (a *Applier) Desired(_ context.Context, c synclog.Changes) {
 	}
 	a.complete = c.Complete
 	a.poke()
+}
+
+// Stats counts what an Applier has to do with.
+type Stats struct {
+	Desired int `json:"desired"`
+	Applied int `json:"applied"` // of Desired, as they should be
+	Failed  int `json:"failed"`  // of Desired, not taken by the cluster
+	PutBack int `json:"putBack"` // drift corrected since the start
+}
+
+// Stats tells how it is doing.
+func (a *Applier) Stats() Stats {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := Stats{Desired: len(a.desired), PutBack: a.drifted}
+	for ref, w := range a.desired {
+		switch k := a.state[ref]; {
+		case k.hash != w.hash:
+		case k.ok && !k.drifted:
+			s.Applied++
+		case k.tries > 0:
+			s.Failed++
+		}
+	}
+	return s
 }
 
 func (a *Applier) poke() {
@@ -197,6 +224,7 @@ func (p plan) wakeAt() time.Time {
 func (a *Applier) apply(ctx context.Context, ref mesh.Ref, w wish) {
 	a.mu.Lock()
 	_, ours := a.live[ref]
+	ours = ours && len(a.blind) == 0
 	a.mu.Unlock()
 	result, err := a.put(ctx, ref, w, ours)
 	if ctx.Err() != nil {

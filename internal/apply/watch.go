@@ -40,7 +40,13 @@ func (a *Applier) watch(ctx context.Context, s scope) {
 		client = a.cfg.Client.Resource(s.GroupVersionResource).Namespace(s.namespace)
 	}
 	f := &follower{a: a, scope: s}
-	follow.Run(ctx, follow.Config{Client: client, Name: s.GroupResource().String(), Labels: OwnerLabel + "=" + OwnerValue, Optional: true, Log: a.cfg.Log}, f)
+	follow.Run(ctx, follow.Config{Client: client, Name: s.GroupResource().String(), Labels: OwnerLabel + "=" + OwnerValue, Optional: true, Log: a.cfg.Log, Failed: func(err error) {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if delete(a.blind, s); err != nil {
+			a.blind[s] = true
+		}
+	}}, f)
 }
 
 // follower is what a watch tells. It keeps fingerprints, no objects.
@@ -82,6 +88,7 @@ func (f *follower) drifted(ref mesh.Ref, how string) {
 		return
 	}
 	f.a.state[ref] = k.withDrift(time.Now())
+	f.a.drifted++
 	f.a.cfg.Log.Warn("an object of ours is not as we left it; it is put back", "object", ref.String(), "how", how)
 	f.a.poke()
 }
