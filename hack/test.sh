@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
-# Everything, side by side: lint and generation checks run while the lab's binaries are built and the unit tests run;
-# the end-to-end scenarios, which measure time, run last and alone. Each job's output is printed whole when it ends.
+# Everything. The checks of generated code and style come first, because they rewrite files in place; then the unit tests and the lab's tests side by
+# side; last and alone the end-to-end scenarios. Each job's output is printed whole when it ends.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"; kill $(jobs -p) 2>/dev/null' EXIT
 declare -A pid
-start() { local name=$1; shift; ( time "$@" ) >"$logs/$name" 2>&1 & pid[$name]=$!; }
+start() { local name=$1; shift; touch "$logs/$name.running"; ( time "$@" ) >"$logs/$name" 2>&1 & pid[$name]=$!; }
 failed=()
 finish() {
   local name=$1
   if wait "${pid[$name]}"; then echo "== $name: ok"; else echo "== $name: FAILED"; failed+=("$name"); fi
+  rm -f "$logs/$name.running"
   cat "$logs/$name"
 }
-progress() { while sleep 60; do echo "   ... $(date +%H:%M:%S) still running: $(for n in "${!pid[@]}"; do kill -0 "${pid[$n]}" 2>/dev/null && printf '%s ' "$n"; done)"; done; }
+progress() { while sleep 60; do (cd "$logs" && for n in *.running; do [ -e "$n" ] && echo "   ... $(date +%H:%M:%S) still running: ${n%.running}"; done); done; }
 progress & watcher=$!
 
 echo "== binaries of the lab (built once per version, then cached)"

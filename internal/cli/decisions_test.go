@@ -343,3 +343,13 @@ func TestHelp(t *testing.T) {
 		}
 	}
 }
+
+func TestMissingRotation(t *testing.T) {
+	of := func(name string, c adminv2.ConnectionState) adminv2.KubernetesCluster {
+		return adminv2.KubernetesCluster{ObjectMeta: metav1.ObjectMeta{Name: name}, Status: adminv2.KubernetesClusterStatus{Connection: c}}
+	}
+	got := missingRotation([]adminv2.KubernetesCluster{of("a", adminv2.ConnectionConnected), of("b", adminv2.ConnectionDisconnected), of("c", adminv2.ConnectionPending), of("d", "")})
+	if diff := cmp.Diff([]string{"b"}, got); diff != "" {
+		t.Errorf("who has connected before and is away now (-want +got):\n%s", diff)
+	}
+}

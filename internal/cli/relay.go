@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,6 +16,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relay/family"
 )
@@ -25,7 +27,7 @@ func (a *app) relayCommand() *cobra.Command {
 		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	var mgmtContext, output string
-	var force bool
+	var force, away bool
 	verb := func(use, short, long, example string, run func(context.Context, *cluster, format) error) *cobra.Command {
 		sub := &cobra.Command{
 			Use: use, Short: short, Long: long + "\n\n" + exitHelp, Example: example, Args: noArgs,
@@ -51,14 +53,16 @@ func (a *app) relayCommand() *cobra.Command {
 	verb("check", "Check the relay's five Secrets as one chain", "Changes nothing; exit code 1 when the server can't serve with them, or agents would refuse it.",
 		"  meshctl relay check --mgmt-context mgmt", a.relayCheck)
 	rotate := verb("rotate", "Make the successor root the current one", `The successor is in every agent's trust bundle already, so no agent falls out. The server takes the new certificates at once, without a
-restart. A new successor is made, and handed to the agents in their sessions.`,
-		"  meshctl relay rotate --mgmt-context mgmt", func(ctx context.Context, c *cluster, f format) error { return a.relayRotate(ctx, c, f, force) })
+restart. A new successor is made, and handed to the agents in their sessions. An agent that is away for two rotations knows neither root any more and has to be
+registered again; so this refuses while a cluster is disconnected, unless told otherwise.`,
+		"  meshctl relay rotate --mgmt-context mgmt", func(ctx context.Context, c *cluster, f format) error { return a.relayRotate(ctx, c, f, force, away) })
 	repair := verb("repair", "Issue anew what does not fit the root", `Issues anew, from the root, whichever of the other Secrets is missing, expired or of another root. What fits is left alone. Agents keep their
 identities where the old signing certificate can still be read.`,
 		"  meshctl relay repair --mgmt-context mgmt", func(ctx context.Context, c *cluster, f format) error { return a.relayRepair(ctx, c, f, force) })
 	for _, sub := range []*cobra.Command{rotate, repair} {
 		sub.Flags().BoolVar(&force, "force", false, "also replace Secrets that were not made by the management server")
 	}
+	rotate.Flags().BoolVar(&away, "ignore-disconnected", false, "rotate though clusters are disconnected")
 	return cmd
 }
 
@@ -148,7 +152,25 @@ func defaultServerNames(namespace string) []string {
 	return []string{"*." + namespace, service, service + ".svc", service + ".svc.cluster.local", "localhost"}
 }
 
-func (a *app) relayRotate(ctx context.Context, c *cluster, f format, force bool) error {
+// missingRotation names the clusters whose agents would not be there to learn of the next successor. Pure.
+func missingRotation(clusters []adminv2.KubernetesCluster) []string {
+	var away []string
+	for i := range clusters {
+		if clusters[i].Status.Connection == adminv2.ConnectionDisconnected {
+			away = append(away, clusters[i].Name)
+		}
+	}
+	return away
+}
+
+func (a *app) relayRotate(ctx context.Context, c *cluster, f format, force, ignoreAway bool) error {
+	clusters, err := c.clusters(ctx, a.Namespace)
+	if err != nil {
+		return err
+	}
+	if away := missingRotation(clusters); len(away) > 0 && !ignoreAway {
+		return fmt.Errorf("disconnected: %s. An agent away for two rotations must be registered again: bring them back first, deregister them, or repeat with --ignore-disconnected", strings.Join(away, ", "))
+	}
 	secrets, err := a.readFamily(ctx, c)
 	if err != nil {
 		return err
