@@ -18,7 +18,6 @@ import (
 	"github.com/bufbuild/protocompile/protoutil"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
@@ -46,7 +45,7 @@ func run(dir string, plugins []string) error {
 	if err != nil {
 		return err
 	}
-	req := &pluginpb.CodeGeneratorRequest{FileToGenerate: files, Parameter: proto.String("paths=source_relative")}
+	req := &pluginpb.CodeGeneratorRequest{FileToGenerate: files, Parameter: new("paths=source_relative")}
 	seen := map[string]bool{}
 	for _, f := range compiled {
 		addWithImports(req, seen, f)
@@ -82,8 +81,7 @@ func addWithImports(req *pluginpb.CodeGeneratorRequest, seen map[string]bool, f 
 	for i := range imports.Len() {
 		addWithImports(req, seen, imports.Get(i).FileDescriptor)
 	}
-	var d *descriptorpb.FileDescriptorProto = protoutil.ProtoFromFileDescriptor(f)
-	req.ProtoFile = append(req.ProtoFile, d)
+	req.ProtoFile = append(req.ProtoFile, protoutil.ProtoFromFileDescriptor(f))
 }
 
 func generate(dir, plugin string, req *pluginpb.CodeGeneratorRequest) error {
@@ -91,7 +89,7 @@ func generate(dir, plugin string, req *pluginpb.CodeGeneratorRequest) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(plugin) //nolint:gosec // the caller names the generator
+	cmd := exec.Command(plugin)
 	cmd.Stdin = bytes.NewReader(in)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
@@ -106,7 +104,7 @@ func generate(dir, plugin string, req *pluginpb.CodeGeneratorRequest) error {
 		return fmt.Errorf("%s", *resp.Error)
 	}
 	for _, f := range resp.File {
-		if err := os.WriteFile(filepath.Join(dir, filepath.FromSlash(f.GetName())), []byte(f.GetContent()), 0o644); err != nil { //nolint:gosec // source files
+		if err := os.WriteFile(filepath.Join(dir, filepath.FromSlash(f.GetName())), []byte(f.GetContent()), 0o644); err != nil {
 			return err
 		}
 	}

@@ -62,10 +62,10 @@ func run(ctx context.Context, what string) error {
 		return err
 	}
 	if what == "assets" {
-		fmt.Println(b.Assets)
+		fmt.Fprintln(os.Stdout, b.Assets)
 		return nil
 	}
-	fmt.Printf("kube=%s\nassets=%s\nistiod=%s\nistio=%s\ngateway-api=%s\n", b.Kube, b.Assets, b.Istiod, b.IstioDir, b.GatewayAPIDir)
+	fmt.Fprintf(os.Stdout, "kube=%s\nassets=%s\nistiod=%s\nistio=%s\ngateway-api=%s\n", b.Kube, b.Assets, b.Istiod, b.IstioDir, b.GatewayAPIDir)
 	return nil
 }
 
@@ -79,7 +79,7 @@ func useGiven(dir string) error {
 	if err != nil {
 		return fmt.Errorf("KUBEBUILDER_ASSETS is set but not complete: %w", err)
 	}
-	fmt.Println(dir)
+	fmt.Fprintln(os.Stdout, dir)
 	return nil
 }
 

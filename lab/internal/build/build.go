@@ -163,8 +163,8 @@ func ensure(ctx context.Context, cache string, r recipe, progress func(string, .
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(tmp) // after the rename there is nothing to remove
-	if err := os.Chmod(tmp, 0o755); err != nil {
+	defer os.RemoveAll(tmp)                      // after the rename there is nothing to remove
+	if err := os.Chmod(tmp, 0o755); err != nil { //nolint:gosec // a cache may be shared
 		return "", err
 	}
 	began := time.Now()

@@ -61,8 +61,7 @@ func (g goTool) moduleDir(ctx context.Context, in, module string) (string, error
 	out, err := cmd.Output()
 	dir := strings.TrimSpace(string(out))
 	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(exit.Stderr)))
 		}
 		return "", fmt.Errorf("find the sources of %s: %w", module, err)
@@ -143,7 +142,7 @@ type output struct {
 }
 
 // packageLine is an import path and nothing else.
-var packageLine = regexp.MustCompile(`^[A-Za-z0-9_.~/-]+$`) //nolint:gochecknoglobals // a constant in all but name
+var packageLine = regexp.MustCompile(`^[A-Za-z0-9_.~/-]+$`)
 
 func (o *output) read(r io.Reader) {
 	lines := bufio.NewReader(r)

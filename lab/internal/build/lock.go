@@ -12,7 +12,7 @@ import (
 // lock takes the lock file at path and returns how to give it back. The kernel gives
 // it back when the process dies. waiting is called once if the lock is taken.
 func lock(ctx context.Context, path string, waiting func()) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644) //nolint:gosec // a cache may be shared
 	if err != nil {
 		return nil, err
 	}

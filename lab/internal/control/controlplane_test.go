@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -289,8 +290,8 @@ func forward(t *testing.T, from, to string) {
 // stopAll stops everything by SIGTERM, etcd last, and checks that all agree.
 func (l *lab) stopAll() {
 	l.t.Helper()
-	for i := len(l.running) - 1; i >= 0; i-- {
-		cmd, began := l.running[i], time.Now()
+	for _, cmd := range slices.Backward(l.running) {
+		began := time.Now()
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			l.t.Fatal(err)
 		}

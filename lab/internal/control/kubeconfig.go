@@ -10,7 +10,7 @@ import (
 	"text/template"
 )
 
-// kubeconfig is the data of kubeconfigTemplate. The values need no escaping in YAML
+// kubeconfig is the data of kubeconfigText. The values need no escaping in YAML
 // within the quotes that %q puts.
 type kubeconfig struct {
 	Current  string
@@ -22,7 +22,7 @@ type kubeconfigCluster struct{ Name, Server, CA, User string }
 
 type kubeconfigUser struct{ Name, Cert, Key string }
 
-var kubeconfigTemplate = template.Must(template.New("kubeconfig").Parse(`apiVersion: v1
+const kubeconfigText = `apiVersion: v1
 kind: Config
 clusters:
 {{- range .Clusters}}
@@ -46,7 +46,7 @@ contexts:
     user: {{printf "%q" .User}}
 {{- end}}
 current-context: {{printf "%q" .Current}}
-`)) //nolint:gochecknoglobals // a constant in all but name
+`
 
 // WriteKubeconfig writes the kubeconfig for people: a context per cluster, named as
 // the cluster, with the API servers' addresses on the host. The current context is
@@ -111,7 +111,11 @@ func writeComponentKubeconfigs(c Cluster) error {
 
 func (k kubeconfig) write(path string) error {
 	var out bytes.Buffer
-	if err := kubeconfigTemplate.Execute(&out, k); err != nil {
+	text, err := template.New("kubeconfig").Parse(kubeconfigText)
+	if err != nil {
+		return err
+	}
+	if err := text.Execute(&out, k); err != nil {
 		return err
 	}
 	return writeFile(path, out.Bytes(), 0o600)
