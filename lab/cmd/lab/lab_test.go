@@ -116,30 +116,33 @@ func TestLab(t *testing.T) {
 	if c.API != "ok" || c.Node != "ok" || c.Istiod != "ok" || c.Gateway != "ok" {
 		t.Errorf("cluster-1: %+v", c)
 	}
-	t.Run("again", func(t *testing.T) {
+	run := func(name string, f func(t *testing.T, l *lab)) {
+		t.Run(name, func(t *testing.T) { f(t, &lab{t: t, prog: l.prog, dir: l.dir}) })
+	}
+	run("again", func(t *testing.T, l *lab) {
 		if out := l.must("up"); !strings.Contains(out, "running here already") {
 			t.Errorf("second up:\n%s", out)
 		}
 		l.refuses([]string{"cluster-1", "lab down"}, "up", "--clusters", "3")
 	})
-	t.Run("demo", func(t *testing.T) { testDemo(t, l) })
-	t.Run("tunnel", func(t *testing.T) { testTunnel(t, l) })
-	t.Run("ui", func(t *testing.T) { testUI(t, l) })
-	t.Run("rollout", func(t *testing.T) {
+	run("demo", testDemo)
+	run("tunnel", testTunnel)
+	run("ui", testUI)
+	run("rollout", func(t *testing.T, l *lab) {
 		for _, verb := range []string{"restart", "status"} { // as the operators' page has it
 			if out, err := l.kubectl("--context", "cluster-1", "-n", "istio-system", "rollout", verb, "deploy/istiod-gloo"); err != nil {
 				t.Errorf("rollout %s: %v\n%s", verb, err, out)
 			}
 		}
 	})
-	t.Run("stop and start", func(t *testing.T) { testStopStart(t, l) })
-	t.Run("bad names", func(t *testing.T) {
+	run("stop and start", testStopStart)
+	run("bad names", func(_ *testing.T, l *lab) {
 		l.refuses([]string{"nope", "kube/cluster-1"}, "stop", "nope")
 		l.refuses([]string{"nope", "cluster-1"}, "partition", "nope", "on")
 		l.refuses([]string{"on or off"}, "partition", "cluster-1", "maybe")
 		l.refuses([]string{"nope", "etcd"}, "logs", "nope")
 	})
-	t.Run("crash", func(t *testing.T) { testCrash(t, l) })
+	run("crash", testCrash)
 	l.must("down")
 	if _, err := os.Stat(string(l.dir)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("down left %s: %v", l.dir, err)
@@ -242,7 +245,7 @@ func testCrash(t *testing.T, l *lab) {
 	if err := before.Daemon.Signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	l.eventually("all processes gone", func() bool { return processesOf(l.dir) == 0 })
+	l.eventually("all processes gone", func() bool { return processesOf(l.dir) == 0 && !before.Daemon.Alive() })
 	l.refuses([]string{"is gone", "lab up"}, "status")
 	l.must("up", "--clusters", "1", "--no-mgmt")
 	after, err := l.dir.Load()
