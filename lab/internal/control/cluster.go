@@ -40,7 +40,7 @@ type Cluster struct {
 }
 
 func (c Cluster) addr(third, fourth byte) netip.Addr {
-	return netip.AddrFrom4([4]byte{10, byte(10 + c.Index), third, fourth}) //nolint:gosec // up takes at most 200 clusters
+	return netip.AddrFrom4([4]byte{10, byte(10 + c.Index), third, fourth}) //nolint:gosec // at most MaxClusters, 240
 }
 
 // NodeIP is the address of the node, its kubelet and the API server.
