@@ -275,7 +275,8 @@ func TestAPIServerAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.publish(true, s.configMap("one", "2"))
-	s.within(10*time.Second, "the hub hears that it could not be applied", func() bool {
+	// client-go repeats a GET that ends in EOF ten times, a second apart, before it says so
+	s.within(30*time.Second, "the hub hears that it could not be applied", func() bool {
 		var o mesh.Outcome
 		return h.item(mesh.ItemOutcome, "/v1/ConfigMap/"+s.namespace+"/one", &o) && !o.OK
 	})
