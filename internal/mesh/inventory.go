@@ -1,5 +1,7 @@
 package mesh
 
+import "time"
+
 // Types of items an agent reports upward. The value is the JSON of the type named.
 const (
 	ItemCluster = "cluster" // ClusterInfo; one item, named "cluster"
@@ -27,6 +29,30 @@ type Outcome struct {
 	OK   bool        `json:"ok"`
 	// Error is the cluster's answer when not OK.
 	Error string `json:"error,omitempty"`
+	// Drift is the last time somebody else changed or deleted the object, as far as the agent remembers.
+	Drift *Drift `json:"drift,omitempty"`
+	// Drifted: it is not as desired at present: being put back, or TakenOver.
+	Drifted bool `json:"drifted,omitempty"`
+	// TakenOver: somebody took our owner label off; it is theirs, and left alone.
+	TakenOver bool `json:"takenOver,omitempty"`
+	// Held: an override suspends it (annotation override-until): it is left as people make it.
+	Held bool `json:"held,omitempty"`
+	// Refused is what istiod says against it in status (a condition that is False), empty: nothing.
+	Refused string `json:"refused,omitempty"`
+}
+
+// Drift is a change of one of our objects by somebody else.
+type Drift struct {
+	// Manager is the field manager that made the change ("kubectl-edit"); empty: the API server did not say.
+	Manager string `json:"manager,omitempty"`
+	// Operation is "Apply" or "Update" (managedFields), "Delete", or empty.
+	Operation string `json:"operation,omitempty"`
+	// At is when, by the API server's clock where managedFields say it, else by the agent's.
+	At time.Time `json:"at,omitzero"`
+	// What changed, in one sentence: paths and values, at most 300 bytes.
+	What string `json:"what,omitempty"`
+	// Corrected: it was put back since.
+	Corrected bool `json:"corrected,omitempty"`
 }
 
 // MarshalText is lower-case hex.

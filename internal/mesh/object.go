@@ -31,6 +31,7 @@ func (r Ref) Compare(o Ref) int { return cmp.Compare(r.String(), o.String()) }
 type Object struct {
 	Ref      Ref
 	Manifest []byte
+	Hash     Fingerprint // of Manifest
 }
 
 // ConditionStatus is "True", "False" or "Unknown", as Kubernetes spells them.

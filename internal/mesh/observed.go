@@ -1,5 +1,7 @@
 package mesh
 
+import "encoding/json"
+
 // Types of inventory items beside ItemCluster and ItemOutcome. Names are "namespace/name", or "name" for namespaces.
 const (
 	ItemNamespace      = "namespace"      // Namespace
@@ -7,7 +9,21 @@ const (
 	ItemServiceAccount = "serviceaccount" // ServiceAccount
 	ItemWorkload       = "workload"       // Workload, named "namespace/Kind/name" of its owner
 	ItemGateway        = "gateway"        // Gateway
+	ItemForeign        = "foreignpolicy"  // ForeignPolicy, named "namespace/Kind/name"
 )
+
+// ForeignPolicy is what an agent reports of an AuthorizationPolicy or PeerAuthentication that is not ours.
+type ForeignPolicy struct {
+	Namespace string `json:"namespace"`
+	Kind      string `json:"kind"`
+	Name      string `json:"name"`
+	// Spec as it is in the cluster, JSON.
+	Spec json.RawMessage `json:"spec,omitempty"`
+	// DryRun: annotation istio.io/dry-run is "true".
+	DryRun bool `json:"dryRun,omitempty"`
+	// Taken: it was one of ours, by name; somebody took our owner label off.
+	Taken bool `json:"taken,omitempty"`
+}
 
 // Namespace is what an agent reports of a Namespace.
 type Namespace struct {

@@ -16,6 +16,14 @@ type Snapshot struct {
 	AdminNamespace string
 	// Clusters are the registered clusters, sorted by name.
 	Clusters []Cluster
+	// Namespaces of the management cluster with their labels: where policies may lie. nil: not known yet.
+	Namespaces map[string]map[string]string
+	// Policies, Workspaces, Settings and Overrides are all there are in the management cluster, each sorted by Source. An entry that has not changed since
+	// an earlier Snapshot is the same pointer.
+	Policies   []*AccessPolicy
+	Workspaces []*Workspace
+	Settings   []*WorkspaceSettings
+	Overrides  []*Override
 }
 
 // Cluster is a registered cluster and what its agent reported.
@@ -44,6 +52,19 @@ type Inventory struct {
 	Info     ClusterInfo
 	// Outcomes are the agent's applies, by object.
 	Outcomes map[Ref]Outcome
+	// Namespaces are what runs in each. One that has not changed since an earlier Snapshot is the same pointer.
+	Namespaces map[string]*NamespaceInventory
+}
+
+// NamespaceInventory is what an agent reported of one namespace; every list is sorted by name.
+type NamespaceInventory struct {
+	Labels          map[string]string
+	Services        []Service
+	ServiceAccounts []ServiceAccount
+	Workloads       []Workload
+	Gateways        []Gateway
+	// Foreign are the Istio policies there that are not ours.
+	Foreign []ForeignPolicy
 }
 
 // Cluster finds a cluster by name, or nil.

@@ -68,7 +68,7 @@ func (r *Result) add(c mesh.ClusterName, ref mesh.Ref, manifest any) error {
 	if _, taken := set[ref]; taken {
 		return fmt.Errorf("cluster %q: two sources want %s", c, ref)
 	}
-	set[ref] = mesh.Object{Ref: ref, Manifest: raw}
+	set[ref] = mesh.Object{Ref: ref, Manifest: raw, Hash: mesh.FingerprintOf(raw)}
 	return nil
 }
 

@@ -14,7 +14,7 @@ func GroupVersion() schema.GroupVersion { return schema.GroupVersion{Group: Grou
 
 // AddToScheme registers the kinds of this package.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion(), &KubernetesCluster{}, &KubernetesClusterList{})
+	s.AddKnownTypes(GroupVersion(), &KubernetesCluster{}, &KubernetesClusterList{}, &Workspace{}, &WorkspaceList{}, &WorkspaceSettings{}, &WorkspaceSettingsList{})
 	metav1.AddToGroupVersion(s, GroupVersion())
 	return nil
 }
