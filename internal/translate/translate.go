@@ -19,6 +19,57 @@ type Result struct {
 	Objects map[mesh.ClusterName]Objects
 	// Conditions explain each source object, sorted by type.
 	Conditions map[mesh.Ref][]mesh.Condition
+	// Policies, Workspaces and Settings say what became of each, by source.
+	Policies   map[mesh.Ref]mesh.PolicyReport
+	Workspaces map[mesh.Ref]mesh.WorkspaceReport
+	Settings   map[mesh.Ref]mesh.SettingsReport
+	// Changed says how Objects differ from those of the Translator's Result before.
+	Changed map[mesh.ClusterName]Delta
+}
+
+// Delta is how a cluster's objects differ from those before, each list sorted. A cluster whose desired state is dropped altogether has no Delta: nobody may
+// conclude from that.
+type Delta struct{ Set, Gone []mesh.Ref }
+
+// Translator translates one Snapshot after another and recomputes only what changed between them. The answer is that of All. For one caller at a time.
+type Translator struct {
+	last map[mesh.ClusterName]Objects
+}
+
+// New returns a Translator that has seen nothing.
+func New() *Translator { return &Translator{} }
+
+// Next translates s. The Result shares memory with later ones: don't change it.
+func (t *Translator) Next(s *mesh.Snapshot) (Result, error) {
+	r, err := All(s)
+	if err != nil {
+		return Result{}, err
+	}
+	r.Changed = map[mesh.ClusterName]Delta{}
+	for c, now := range r.Objects {
+		if d := difference(t.last[c], now); len(d.Set)+len(d.Gone) > 0 {
+			r.Changed[c] = d
+		}
+	}
+	t.last = r.Objects
+	return r, nil
+}
+
+func difference(before, now Objects) Delta {
+	var d Delta
+	for ref, o := range now {
+		if old, ok := before[ref]; !ok || old.Hash != o.Hash {
+			d.Set = append(d.Set, ref)
+		}
+	}
+	for ref := range before {
+		if _, ok := now[ref]; !ok {
+			d.Gone = append(d.Gone, ref)
+		}
+	}
+	slices.SortFunc(d.Set, mesh.Ref.Compare)
+	slices.SortFunc(d.Gone, mesh.Ref.Compare)
+	return d
 }
 
 // Objects is a set of desired objects by name.
@@ -32,7 +83,10 @@ type kind func(*mesh.Snapshot, *Result) error
 
 // All translates everything. An error means a fault in the translator, never in what people wrote.
 func All(s *mesh.Snapshot) (Result, error) {
-	r := Result{Objects: map[mesh.ClusterName]Objects{}, Conditions: map[mesh.Ref][]mesh.Condition{}}
+	r := Result{
+		Objects: map[mesh.ClusterName]Objects{}, Conditions: map[mesh.Ref][]mesh.Condition{}, Policies: map[mesh.Ref]mesh.PolicyReport{},
+		Workspaces: map[mesh.Ref]mesh.WorkspaceReport{}, Settings: map[mesh.Ref]mesh.SettingsReport{},
+	}
 	for _, k := range []kind{membership} {
 		if err := k(s, &r); err != nil {
 			return Result{}, err
@@ -40,6 +94,10 @@ func All(s *mesh.Snapshot) (Result, error) {
 	}
 	for _, cs := range r.Conditions {
 		slices.SortFunc(cs, func(a, b mesh.Condition) int { return cmpText(a.Type, b.Type) })
+	}
+	r.Changed = map[mesh.ClusterName]Delta{}
+	for c, objects := range r.Objects {
+		r.Changed[c] = difference(nil, objects)
 	}
 	return r, nil
 }
