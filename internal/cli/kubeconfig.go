@@ -28,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 )
 
 // cluster is a Kubernetes cluster that a person named by a context.
@@ -84,7 +85,7 @@ func newCluster(name string, config *rest.Config) (*cluster, error) {
 
 func newScheme() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, apiextensionsv1.AddToScheme, appsv1.AddToScheme, adminv2.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, apiextensionsv1.AddToScheme, appsv1.AddToScheme, adminv2.AddToScheme, securityv2.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("scheme: %w", err)
 		}
