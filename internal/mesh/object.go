@@ -2,6 +2,8 @@ package mesh
 
 import (
 	"cmp"
+	"encoding/json"
+	"fmt"
 	"strings"
 )
 
@@ -22,6 +24,37 @@ func ParseRef(s string) (r Ref, ok bool) {
 		return Ref{}, false
 	}
 	return Ref{Group: p[0], Version: p[1], Kind: p[2], Namespace: p[3], Name: p[4]}, true
+}
+
+// plainRef is a Ref without methods: how it looks as a value in JSON.
+type plainRef Ref
+
+// MarshalText is String; keys of JSON maps are written so.
+func (r Ref) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (r *Ref) UnmarshalText(b []byte) error {
+	v, ok := ParseRef(string(b))
+	if !ok {
+		return fmt.Errorf("object %q: want group/version/kind/namespace/name", b)
+	}
+	*r = v
+	return nil
+}
+
+// MarshalJSON writes a value field by field.
+func (r Ref) MarshalJSON() ([]byte, error) { return json.Marshal(plainRef(r)) }
+
+// UnmarshalJSON reads what MarshalJSON wrote, or the text in quotes: encoding/json calls it for keys too.
+func (r *Ref) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '"' {
+		var text string
+		if err := json.Unmarshal(b, &text); err != nil {
+			return err
+		}
+		return r.UnmarshalText([]byte(text))
+	}
+	return json.Unmarshal(b, (*plainRef)(r))
 }
 
 // Compare orders refs by their text.
