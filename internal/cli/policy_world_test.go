@@ -1,0 +1,45 @@
+package cli
+
+import (
+	"time"
+
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
+	"ambitmesh.dev/ambit/internal/mesh"
+)
+
+// testSnapshot is a mesh of two clusters with a trust domain each, payments and billing in both, and the page's policy.
+func testSnapshot() *mesh.Snapshot {
+	s := &mesh.Snapshot{ServerVersion: "2.12.0", ManagementCluster: "mgmt", AdminNamespace: "gloo-mesh", Namespaces: map[string]map[string]string{"gloo-mesh": {}, "billing": {}, "default": {}}}
+	for _, name := range []string{"cluster-1", "cluster-2"} {
+		ambient := map[string]string{"istio.io/dataplane-mode": "ambient"}
+		in := func(ns string) *mesh.NamespaceInventory {
+			app := map[string]string{"app": ns}
+			return &mesh.NamespaceInventory{
+				Labels:          ambient,
+				Services:        []mesh.Service{{Namespace: ns, Name: ns, Labels: app, Selector: app, Ports: []mesh.ServicePort{{Name: "http", Number: 8080}}}},
+				ServiceAccounts: []mesh.ServiceAccount{{Namespace: ns, Name: ns, Labels: app}},
+				Workloads:       []mesh.Workload{{Namespace: ns, Kind: "Deployment", Name: ns, Labels: app, ServiceAccount: ns}},
+			}
+		}
+		s.Clusters = append(s.Clusters, mesh.Cluster{
+			Name: mesh.ClusterName(name), UID: mesh.ClusterUID("uid-" + name), Generation: 1,
+			Source: mesh.Ref{Group: "admin.gloo.solo.io", Version: "v2", Kind: "KubernetesCluster", Namespace: "gloo-mesh", Name: name},
+			Inventory: &mesh.Inventory{
+				Complete: true, Info: mesh.ClusterInfo{TrustDomain: mesh.TrustDomain(name + ".example.com")}, Outcomes: map[mesh.Ref]mesh.Outcome{},
+				Namespaces: map[string]*mesh.NamespaceInventory{"payments": in("payments"), "billing": in("billing"), "orders": in("orders")},
+			},
+		})
+	}
+	s.Policies = []*mesh.AccessPolicy{{
+		Source: mesh.Ref{Group: securityv2.GroupName, Version: "v2", Kind: "AccessPolicy", Namespace: "gloo-mesh", Name: "billing-allow-payments"}, UID: "uid-1", Generation: 3,
+		Created: time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC), ChangedBy: "jane.doe@bank.example.com",
+		Spec: securityv2.AccessPolicySpec{
+			ApplyToDestinations: []securityv2.DestinationSelector{{Selector: &securityv2.ObjectSelector{Labels: map[string]string{"app": "billing"}}}},
+			Config: &securityv2.AccessPolicyConfig{
+				Authn: &securityv2.Authentication{MTLS: &securityv2.MutualTLS{Required: true}},
+				Authz: &securityv2.Authorization{AllowedClients: []securityv2.IdentitySelector{{ServiceAccountSelector: &securityv2.ObjectSelector{Labels: map[string]string{"app": "payments"}}}}},
+			},
+		},
+	}}
+	return s
+}
