@@ -10,17 +10,14 @@ package apply
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/dynamic"
 
@@ -60,7 +57,9 @@ type Applier struct {
 	desired  map[mesh.Ref]wish
 	complete bool
 	state    map[mesh.Ref]known
-	live     map[mesh.Ref]mesh.Fingerprint // what is ours in the cluster, by watch: fingerprint of what we left there, zero before we applied
+	live     map[mesh.Ref]left   // what is ours in the cluster, by watch: what we left there, zero before we applied
+	refused  map[mesh.Ref]string // what istiod says against an object; absent: nothing
+	fresh    map[mesh.Ref]bool   // listed by this life and not applied yet: whoever misses it did not delete it
 	watched  map[scope]bool
 	blind    map[scope]bool // whose watch does not work at present: what it told may be out of date
 	drifted  int            // objects put back since the start
@@ -71,7 +70,7 @@ type Applier struct {
 func New(cfg Config) *Applier {
 	return &Applier{
 		cfg: cfg, resources: newResources(cfg.Get), inventory: newInventory(cfg.Client, cfg.Namespace), wake: make(chan struct{}, 1),
-		desired: map[mesh.Ref]wish{}, state: map[mesh.Ref]known{}, live: map[mesh.Ref]mesh.Fingerprint{}, watched: map[scope]bool{}, blind: map[scope]bool{},
+		desired: map[mesh.Ref]wish{}, state: map[mesh.Ref]known{}, live: map[mesh.Ref]left{}, refused: map[mesh.Ref]string{}, fresh: map[mesh.Ref]bool{}, watched: map[scope]bool{}, blind: map[scope]bool{},
 	}
 }
 
@@ -81,7 +80,7 @@ func (a *Applier) Desired(_ context.Context, c synclog.Changes) {
 	defer a.mu.Unlock()
 	for key, value := range c.Set {
 		if ref, ok := mesh.ParseRef(key.Name); ok && key.Type == mesh.ItemObject {
-			a.desired[ref] = wish{manifest: value, hash: mesh.FingerprintOf(value)}
+			a.desired[ref] = wish{manifest: value, hash: mesh.FingerprintOf(value), hold: holdOf(value)}
 		}
 	}
 	for _, key := range c.Deleted {
@@ -99,6 +98,8 @@ type Stats struct {
 	Desired int `json:"desired"`
 	Applied int `json:"applied"` // of Desired, as they should be
 	Failed  int `json:"failed"`  // of Desired, not taken by the cluster
+	Held    int `json:"held"`    // of Desired, suspended by an override and left as they are
+	Taken   int `json:"taken"`   // of Desired, without our owner label: somebody took them over
 	PutBack int `json:"putBack"` // drift corrected since the start
 }
 
@@ -110,6 +111,10 @@ func (a *Applier) Stats() Stats {
 	for ref, w := range a.desired {
 		switch k := a.state[ref]; {
 		case k.hash != w.hash:
+		case k.held:
+			s.Held++
+		case k.taken:
+			s.Taken++
 		case k.ok && !k.drifted:
 			s.Applied++
 		case k.tries > 0:
@@ -173,9 +178,15 @@ func (a *Applier) reconcile(ctx context.Context) time.Time {
 	if err := a.inventory.add(ctx, p.Record); err != nil && ctx.Err() == nil {
 		// What is listed already goes on; what is new waits, since it could never be pruned.
 		for _, ref := range p.Record {
-			a.settle(ref, wishes[ref], nil, fmt.Errorf("not applied yet, because it can't be listed in ConfigMap %s/%s first: %w", a.cfg.Namespace, InventoryName, err))
+			a.settle(ctx, ref, wishes[ref], attempt{err: fmt.Errorf("not applied yet, because it can't be listed in ConfigMap %s/%s first: %w", a.cfg.Namespace, InventoryName, err)})
 		}
 		p.Apply = slices.DeleteFunc(p.Apply, func(r mesh.Ref) bool { return !a.inventory.refs[r] })
+	} else {
+		a.mu.Lock()
+		for _, ref := range p.Record {
+			a.fresh[ref] = true
+		}
+		a.mu.Unlock()
 	}
 	var g errgroup.Group
 	g.SetLimit(parallel)
@@ -205,6 +216,7 @@ func (a *Applier) reconcile(ctx context.Context) time.Time {
 		a.mu.Lock()
 		for _, ref := range pruned {
 			delete(a.state, ref)
+			delete(a.fresh, ref)
 		}
 		a.mu.Unlock()
 	}
@@ -221,192 +233,85 @@ func (p plan) wakeAt() time.Time {
 	return p.Wake
 }
 
+// attempt is what came of an apply.
+type attempt struct {
+	live    *unstructured.Unstructured // as it is now; nil: not there
+	drift   *mesh.Drift                // what somebody else had done to it, found on the way; nil: nothing
+	held    bool                       // left as it was found
+	differs bool                       // held, and not as desired
+	taken   bool                       // our owner label is off
+	err     error
+}
+
 func (a *Applier) apply(ctx context.Context, ref mesh.Ref, w wish) {
 	a.mu.Lock()
 	_, ours := a.live[ref]
-	ours = ours && len(a.blind) == 0
+	ours = ours && len(a.blind) == 0 && !a.state[ref].taken
+	fresh := a.fresh[ref]
 	a.mu.Unlock()
-	result, err := a.put(ctx, ref, w, ours)
+	var got attempt
+	if held := w.hold.at(time.Now()); held && !fresh {
+		got = a.leave(ctx, ref, w)
+	} else if got = a.put(ctx, ref, w, ours); held && got.err == nil {
+		got = a.leave(ctx, ref, w) // it never was applied: there has to be something to hold
+	}
 	if ctx.Err() != nil {
 		return
 	}
-	a.settle(ref, w, result, err)
+	a.settle(ctx, ref, w, got)
 }
 
 // settle notes and reports what became of an apply.
-func (a *Applier) settle(ref mesh.Ref, w wish, result *unstructured.Unstructured, err error) {
-	out := mesh.Outcome{Hash: w.hash, OK: err == nil}
+func (a *Applier) settle(ctx context.Context, ref mesh.Ref, w wish, got attempt) {
 	a.mu.Lock()
-	k := known{hash: w.hash, ok: err == nil, drifts: a.state[ref].drifts, drift: a.state[ref].drift}
-	if err != nil {
-		out.Error = err.Error()
-		if old := a.state[ref]; old.hash == w.hash {
+	old := a.state[ref]
+	k := known{hash: w.hash, ok: got.err == nil, drifts: old.drifts, drift: old.drift, held: got.held, differs: got.differs, taken: got.taken, last: old.last}
+	if got.drift != nil && (k.last == nil || k.last.Corrected || got.taken || old.taken) {
+		k.last = got.drift
+	}
+	var corrected *mesh.Drift
+	if got.err != nil {
+		k.err = got.err.Error()
+		k.drifted = old.drifted && !got.taken // still to be put back
+		if old.hash == w.hash {
 			k.tries = old.tries
 		}
 		k.tries++
 		k.next = time.Now().Add(backOff(k.tries))
 	} else {
-		a.live[ref] = fingerprint(result)
+		delete(a.fresh, ref)
+		if got.live != nil {
+			a.live[ref] = leftAs(got.live)
+		}
+		if !k.held && k.last != nil && !k.last.Corrected {
+			back := *k.last
+			back.Corrected = true
+			k.last, corrected = &back, &back
+			a.drifted++
+		}
 	}
 	a.state[ref] = k
-	_, wanted := a.desired[ref]
-	a.mu.Unlock()
-	if err != nil {
-		a.cfg.Log.Warn("an object was not applied", "object", ref.String(), "error", err)
+	if _, wanted := a.desired[ref]; wanted {
+		a.report(ref)
 	}
-	if wanted {
-		a.report(ref, out)
+	a.mu.Unlock()
+	if got.err != nil {
+		a.cfg.Log.Warn("an object was not applied", "object", ref.String(), "error", got.err)
+	}
+	if corrected != nil && exact(ref) {
+		a.tell(ctx, ref, got.live, corrected)
 	}
 }
 
-func (a *Applier) report(ref mesh.Ref, out mesh.Outcome) {
-	raw, err := json.Marshal(out)
+// report sends the outcome of an object as it is known. a.mu is held: two outcomes of an object must not overtake each other.
+func (a *Applier) report(ref mesh.Ref) {
+	raw, err := json.Marshal(a.state[ref].outcome(a.refused[ref]))
 	if err == nil {
 		err = a.cfg.Outcomes.Set(synclog.Key{Type: mesh.ItemOutcome, Name: ref.String()}, raw)
 	}
 	if err != nil {
 		a.cfg.Log.Error("an outcome can't be reported", "object", ref.String(), "error", err)
 	}
-}
-
-// put applies one object. It asks first whether the object is somebody else's, unless the watch has shown that it is ours.
-func (a *Applier) put(ctx context.Context, ref mesh.Ref, w wish, ours bool) (*unstructured.Unstructured, error) {
-	u, err := parse(ref, w.manifest)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	client, res, err := a.client(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
-	a.ensureWatch(res, ref)
-	if !ours {
-		live, err := client.Get(ctx, ref.Name, metav1.GetOptions{})
-		switch {
-		case err == nil && live.GetLabels()[OwnerLabel] != OwnerValue:
-			return nil, fmt.Errorf("%s %s exists and is not ours (no label %s=%s): delete it or give it the label, or rename what wants it", ref.Kind, nameOf(ref), OwnerLabel, OwnerValue)
-		case err != nil && !apierrors.IsNotFound(err):
-			return nil, explain(ref, "get", res, err)
-		}
-	}
-	result, err := client.Apply(ctx, ref.Name, u, metav1.ApplyOptions{FieldManager: FieldManager, Force: true})
-	if apierrors.IsNotFound(err) {
-		// Its namespace is missing, or its CRD has gone since the kind was looked up.
-		a.resources.forget(ref)
-		if _, missing := a.resources.find(ctx, ref); missing != nil {
-			return nil, missing
-		}
-	}
-	if err != nil {
-		return nil, explain(ref, "patch", res, err)
-	}
-	return result, nil
-}
-
-// parse reads a manifest and holds it against its name: an object under another's name would never be pruned.
-func parse(ref mesh.Ref, manifest []byte) (*unstructured.Unstructured, error) {
-	u := &unstructured.Unstructured{}
-	if err := u.UnmarshalJSON(manifest); err != nil {
-		return nil, fmt.Errorf("%s %s: the manifest can't be read: %w", ref.Kind, nameOf(ref), err)
-	}
-	gvk := u.GroupVersionKind()
-	got := mesh.Ref{Group: gvk.Group, Version: gvk.Version, Kind: gvk.Kind, Namespace: u.GetNamespace(), Name: u.GetName()}
-	if got != ref {
-		return nil, fmt.Errorf("the manifest sent as %s is one of %s", ref, got)
-	}
-	if u.GetLabels()[OwnerLabel] != OwnerValue {
-		return nil, fmt.Errorf("%s %s: the manifest lacks the label %s=%s", ref.Kind, nameOf(ref), OwnerLabel, OwnerValue)
-	}
-	return u, nil
-}
-
-func nameOf(r mesh.Ref) string {
-	if r.Namespace == "" {
-		return r.Name
-	}
-	return r.Namespace + "/" + r.Name
-}
-
-// explain puts what, where and which before the API server's words.
-func explain(ref mesh.Ref, verb string, res resource, err error) error {
-	if missing := missingRight(err); missing != "" {
-		return fmt.Errorf("the agent may not %s %s in namespace %q: its ClusterRole lacks that: %w", missing, res.GroupResource(), ref.Namespace, err)
-	}
-	return fmt.Errorf("%s %s %s: %w", verb, ref.Kind, nameOf(ref), err)
-}
-
-// missingRight is the verb that authorization refused, or "". "Forbidden" is also what admission, quotas and namespaces that are being deleted answer;
-// only authorization says who "cannot VERB resource" (k8s.io/apiserver, responsewriters.ForbiddenMessage). The verb need not be the one
-// asked for: an apply that would create needs create as well as patch.
-func missingRight(err error) string {
-	if !apierrors.IsForbidden(err) {
-		return ""
-	}
-	_, rest, _ := strings.Cut(err.Error(), " cannot ")
-	verb, _, ok := strings.Cut(rest, " resource ")
-	if !ok || strings.Contains(verb, " ") {
-		return ""
-	}
-	return verb
-}
-
-func (a *Applier) client(ctx context.Context, ref mesh.Ref) (dynamic.ResourceInterface, resource, error) {
-	res, err := a.resources.find(ctx, ref)
-	if err != nil {
-		return nil, resource{}, err
-	}
-	r := a.cfg.Client.Resource(res.GroupVersionResource)
-	if res.namespaced {
-		return r.Namespace(ref.Namespace), res, nil
-	}
-	return r, res, nil
-}
-
-// prune deletes what is ours and no longer desired; done means that it need not be listed any more.
-func (a *Applier) prune(ctx context.Context, ref mesh.Ref) (done bool) {
-	err := a.remove(ctx, ref)
-	if ctx.Err() != nil {
-		return false
-	}
-	if err == nil || errors.As(err, new(unknownKind)) {
-		return true
-	}
-	a.cfg.Log.Warn("an object that is no longer desired could not be deleted", "object", ref.String(), "error", err)
-	a.mu.Lock()
-	k := a.state[ref]
-	k.tries++
-	k.next = time.Now().Add(backOff(k.tries))
-	a.state[ref] = k
-	a.mu.Unlock()
-	return false
-}
-
-func (a *Applier) remove(ctx context.Context, ref mesh.Ref) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	client, res, err := a.client(ctx, ref)
-	if err != nil {
-		return err
-	}
-	live, err := client.Get(ctx, ref.Name, metav1.GetOptions{})
-	switch {
-	case apierrors.IsNotFound(err):
-		return nil
-	case err != nil:
-		return explain(ref, "get", res, err)
-	case live.GetLabels()[OwnerLabel] != OwnerValue:
-		a.cfg.Log.Info("an object that is no longer desired is left: somebody took our owner label off", "object", ref.String())
-		return nil
-	}
-	uid := live.GetUID()
-	err = client.Delete(ctx, ref.Name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return explain(ref, "delete", res, err)
-	}
-	a.cfg.Log.Info("an object that is no longer desired was deleted", "object", ref.String())
-	return nil
 }
 
 func isNotFound(err error) bool { return apierrors.IsNotFound(err) }

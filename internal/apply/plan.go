@@ -1,8 +1,6 @@
 package apply
 
 import (
-	"bytes"
-	"encoding/json"
 	"slices"
 	"time"
 
@@ -13,6 +11,7 @@ import (
 type wish struct {
 	manifest []byte
 	hash     mesh.Fingerprint // of manifest
+	hold     hold             // an override that suspends it
 }
 
 // known is what we know of an object that we applied, or tried to.
@@ -24,7 +23,23 @@ type known struct {
 	drift   time.Time        // the last time
 	tries   int              // failures in a row
 	next    time.Time        // not before; zero: at once
+	err     string           // the last failure; empty: ok
+	held    bool             // it was left as found, by wish.hold
+	differs bool             // held, and not as desired
+	taken   bool             // somebody took our owner label off
+	last    *mesh.Drift      // the last drift, put back or not; never changed in place
 }
+
+// outcome is what is reported. Pure.
+func (k known) outcome(refused string) mesh.Outcome {
+	return mesh.Outcome{
+		Hash: k.hash, OK: k.ok, Error: k.err, Drift: k.last, Drifted: k.drifted || k.differs || k.taken,
+		TakenOver: k.taken, Held: k.held, Refused: refused,
+	}
+}
+
+// holdCheck bounds how long a hold is waited for in one go: a clock that is set must not make it longer.
+const holdCheck = 30 * time.Second
 
 // plan is what to do now.
 type plan struct {
@@ -40,16 +55,23 @@ type plan struct {
 // an incomplete one may merely not have arrived.
 func decide(desired map[mesh.Ref]wish, complete bool, inventory map[mesh.Ref]bool, state map[mesh.Ref]known, now time.Time) plan {
 	var p plan
+	wake := func(at time.Time) {
+		if p.Wake.IsZero() || at.Before(p.Wake) {
+			p.Wake = at
+		}
+	}
 	for ref, w := range desired {
 		k, tried := state[ref]
 		current := tried && k.hash == w.hash
-		if current && k.ok && !k.drifted {
+		held := w.hold.at(now)
+		if current && k.ok && !k.drifted && k.held == held {
+			if held {
+				wake(earlier(w.hold.until, now.Add(holdCheck)))
+			}
 			continue
 		}
 		if current && k.next.After(now) {
-			if p.Wake.IsZero() || k.next.Before(p.Wake) {
-				p.Wake = k.next
-			}
+			wake(k.next)
 			continue
 		}
 		if !inventory[ref] {
@@ -71,9 +93,7 @@ func decide(desired map[mesh.Ref]wish, complete bool, inventory map[mesh.Ref]boo
 				continue
 			}
 			if k := state[ref]; k.next.After(now) {
-				if p.Wake.IsZero() || k.next.Before(p.Wake) {
-					p.Wake = k.next
-				}
+				wake(k.next)
 				continue
 			}
 			p.Prune = append(p.Prune, ref)
@@ -83,6 +103,13 @@ func decide(desired map[mesh.Ref]wish, complete bool, inventory map[mesh.Ref]boo
 		slices.SortFunc(refs, mesh.Ref.Compare)
 	}
 	return p
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // anyVersion names the object, which is the same in whichever version it is read or written.
@@ -106,39 +133,4 @@ func (k known) withDrift(now time.Time) known {
 // backOff is how long to wait after a number of failures in a row: 1 s, doubling, at most a minute.
 func backOff(failures int) time.Duration {
 	return min(time.Second<<min(max(failures-1, 0), 6), time.Minute)
-}
-
-// covers reports whether live has every field of desired with the same value. A list must have as many elements, each covering its counterpart: one more
-// element in a list of rules is a change of its meaning.
-func covers(live, desired any) bool {
-	switch d := desired.(type) {
-	case map[string]any:
-		l, ok := live.(map[string]any)
-		if !ok {
-			return len(d) == 0 && live == nil
-		}
-		for k, v := range d {
-			if !covers(l[k], v) {
-				return false
-			}
-		}
-		return true
-	case []any:
-		l, ok := live.([]any)
-		if !ok || len(l) != len(d) {
-			return len(d) == 0 && live == nil
-		}
-		for i := range d {
-			if !covers(l[i], d[i]) {
-				return false
-			}
-		}
-		return true
-	case nil:
-		return true // a null in a manifest asks for nothing
-	default:
-		a, errA := json.Marshal(live)
-		b, errB := json.Marshal(desired)
-		return errA == nil && errB == nil && bytes.Equal(a, b)
-	}
 }

@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"encoding/json"
+	"strconv"
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -60,37 +61,116 @@ func (f *follower) ref(u *unstructured.Unstructured) mesh.Ref {
 	return mesh.Ref{Group: gvk.Group, Version: gvk.Version, Kind: gvk.Kind, Namespace: u.GetNamespace(), Name: u.GetName()}
 }
 
+// left is how an object was when we wrote it last.
+type left struct {
+	print   mesh.Fingerprint
+	version uint64 // its resourceVersion; 0: unknown
+}
+
+func leftAs(u *unstructured.Unstructured) left {
+	return left{print: fingerprint(u), version: versionOf(u)}
+}
+
+// versionOf is the resourceVersion as a number: within a resource, versions can be compared (Kubernetes KEP-5504; true of etcd's ever since).
+func versionOf(u *unstructured.Unstructured) uint64 {
+	v, err := strconv.ParseUint(u.GetResourceVersion(), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return v
+}
+
 // seen compares an object with what we left there. f.a.mu is held.
 func (f *follower) seen(u *unstructured.Unstructured) {
 	ref := f.ref(u)
-	left, known := f.a.live[ref]
+	was, known := f.a.live[ref]
 	if !known {
-		f.a.live[ref] = mesh.Fingerprint{}
+		f.a.live[ref] = left{}
+		f.back(ref)
 	}
-	if left == fingerprint(u) {
+	if was.version > versionOf(u) && versionOf(u) > 0 {
+		return // news from before our own last write
+	}
+	if exact(ref) {
+		f.status(ref, u)
+	}
+	if was.print == fingerprint(u) {
 		return
 	}
 	w, wanted := f.a.desired[ref]
-	if !wanted {
+	if !wanted || f.a.state[ref].hash != w.hash {
+		return // what is desired has changed, too: it is about to be applied
+	}
+	desired, err := parse(ref, w.manifest)
+	if err != nil {
 		return
 	}
-	var manifest map[string]any
-	if json.Unmarshal(w.manifest, &manifest) != nil || covers(u.Object, manifest) {
+	diffs := differences(u.Object, desired.Object, exact(ref))
+	if k := f.a.state[ref]; len(diffs) == 0 && !k.held {
 		return
 	}
-	f.drifted(ref, "changed")
+	var d *mesh.Drift
+	if len(diffs) > 0 {
+		d = driftOf(u, diffs, exact(ref), true, time.Now())
+	}
+	f.drifted(ref, d)
 }
 
-// drifted makes the loop put an object back. f.a.mu is held.
-func (f *follower) drifted(ref mesh.Ref, how string) {
+// back makes the loop look at once at an object that has got our label (again). f.a.mu is held.
+func (f *follower) back(ref mesh.Ref) {
+	if k, tried := f.a.state[ref]; tried && !k.ok && k.tries > 0 {
+		k.next = time.Time{}
+		f.a.state[ref] = k
+		f.a.poke()
+	}
+}
+
+// status notes what istiod says. f.a.mu is held.
+func (f *follower) status(ref mesh.Ref, u *unstructured.Unstructured) {
+	text, known := refusal(u)
+	if !known || text == f.a.refused[ref] {
+		return
+	}
+	if text == "" {
+		delete(f.a.refused, ref)
+	} else {
+		f.a.refused[ref] = text
+		f.a.cfg.Log.Warn("istiod does not take an object of ours as it is", "object", ref.String(), "says", text)
+	}
+	if w, wanted := f.a.desired[ref]; wanted && f.a.state[ref].hash == w.hash {
+		f.a.report(ref)
+	}
+}
+
+// drifted makes the loop put an object back, or look at it if it is held; d is nil when it only looks different. f.a.mu is held.
+func (f *follower) drifted(ref mesh.Ref, d *mesh.Drift) {
 	k, applied := f.a.state[ref]
 	if _, wanted := f.a.desired[ref]; !wanted || !applied || !k.ok || k.drifted {
 		return
 	}
-	f.a.state[ref] = k.withDrift(time.Now())
-	f.a.drifted++
-	f.a.cfg.Log.Warn("an object of ours is not as we left it; it is put back", "object", ref.String(), "how", how)
+	k = k.withDrift(time.Now())
+	if d != nil {
+		k.last = d
+	}
+	f.a.state[ref] = k
+	if k.held {
+		f.a.poke()
+		return
+	}
+	f.a.cfg.Log.Warn("an object of ours is not as we left it; it is put back", "object", ref.String(), "manager", d.Manager, "operation", d.Operation, "what", d.What)
+	if d.Operation != operationDelete { // what is gone may only have lost its label: put finds out
+		f.a.report(ref)
+	}
 	f.a.poke()
+}
+
+// gone is the drift of an object that is not there any more. Who deleted it, the API server does not tell.
+func gone(u *unstructured.Unstructured, what string) *mesh.Drift {
+	at := time.Now()
+	if u != nil && u.GetDeletionTimestamp() != nil {
+		at = u.GetDeletionTimestamp().Time
+	}
+	return &mesh.Drift{Operation: operationDelete, At: at.UTC().Truncate(time.Second), What: what}
 }
 
 // Set is told of an object of ours.
@@ -106,7 +186,8 @@ func (f *follower) Gone(u *unstructured.Unstructured) {
 	defer f.a.mu.Unlock()
 	ref := f.ref(u)
 	delete(f.a.live, ref)
-	f.drifted(ref, "deleted, or its owner label was removed")
+	delete(f.a.refused, ref)
+	f.drifted(ref, gone(u, "deleted"))
 }
 
 // Listed is told of all there are: what is not among them went while nobody looked. The API server answers, too: what failed is tried again now.
@@ -116,7 +197,8 @@ func (f *follower) Listed(present map[string]bool) {
 	for ref := range f.a.live {
 		if f.isMine(ref) && !present[nameOf(ref)] {
 			delete(f.a.live, ref)
-			f.drifted(ref, "gone while the watch was broken")
+			delete(f.a.refused, ref)
+			f.drifted(ref, gone(nil, "deleted while the watch was broken"))
 		}
 	}
 	for ref, k := range f.a.state {
