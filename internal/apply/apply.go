@@ -27,11 +27,11 @@ import (
 
 const (
 	// FieldManager is the one manager of all we apply.
-	FieldManager = "gloo-mesh-agent"
+	FieldManager = mesh.FieldManager
 	// OwnerLabel with value OwnerValue marks what is ours. Where a person has removed it, the object is theirs.
-	OwnerLabel = "owner.gloo.solo.io/name"
+	OwnerLabel = mesh.OwnerLabel
 	// OwnerValue is the value of OwnerLabel.
-	OwnerValue = "gloo-mesh"
+	OwnerValue = mesh.OwnerValue
 
 	parallel = 8 // applies at a time
 	timeout  = 30 * time.Second

@@ -120,7 +120,9 @@ func (a *agent) events(ref mesh.Ref) []corev1.Event {
 	if err := a.kube.List(context.Background(), &list, client.InNamespace(ref.Namespace)); err != nil {
 		a.t.Fatal(err)
 	}
-	return slices.DeleteFunc(list.Items, func(e corev1.Event) bool { return e.InvolvedObject.Name != ref.Name || e.InvolvedObject.Kind != ref.Kind })
+	return slices.DeleteFunc(list.Items, func(e corev1.Event) bool {
+		return e.InvolvedObject.Name != ref.Name || e.InvolvedObject.Kind != ref.Kind
+	})
 }
 
 // What people do to a policy by hand, and what becomes of it: it is put back, and said who did what.
@@ -151,7 +153,9 @@ func TestPolicyDriftIsPutBackAndAttributed(t *testing.T) {
 		{"action changed to DENY", payments, func(a *agent, r mesh.Ref) { a.patch(r, "kubectl-edit", "spec: {action: DENY}") }, "kubectl-edit", "Update", `spec.action: "DENY" instead of "ALLOW"`},
 		{"action changed to AUDIT", payments, func(a *agent, r mesh.Ref) { a.patch(r, "kubectl-edit", "spec: {action: AUDIT}") }, "kubectl-edit", "Update", `spec.action: "AUDIT" instead of "ALLOW"`},
 		{
-			"selector narrowed by one more label", denyAll, func(a *agent, r mesh.Ref) { a.patch(r, "kubectl-edit", "spec: {selector: {matchLabels: {version: v9}}}") }, "kubectl-edit", "Update",
+			"selector narrowed by one more label", denyAll, func(a *agent, r mesh.Ref) {
+				a.patch(r, "kubectl-edit", "spec: {selector: {matchLabels: {version: v9}}}")
+			}, "kubectl-edit", "Update",
 			`spec.selector.matchLabels.version: "v9" added`,
 		},
 		{
@@ -197,7 +201,9 @@ func TestPolicyDriftIsPutBackAndAttributed(t *testing.T) {
 				a.kubectl("", "-n", r.Namespace, "label", "authorizationpolicy", r.Name, "istio.io/rev=none")
 			}, "kubectl-label", "Update", `metadata.labels["istio.io/rev"]: "none" added`,
 		},
-		{"deleted", payments, func(a *agent, r mesh.Ref) { a.kubectl("", "-n", r.Namespace, "delete", "authorizationpolicy", r.Name, "--wait=false") }, "", "Delete", "deleted"},
+		{"deleted", payments, func(a *agent, r mesh.Ref) {
+			a.kubectl("", "-n", r.Namespace, "delete", "authorizationpolicy", r.Name, "--wait=false")
+		}, "", "Delete", "deleted"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			a.t = t
@@ -236,7 +242,10 @@ func TestPolicyDriftIsPutBackAndAttributed(t *testing.T) {
 			next := policy(t, "AuthorizationPolicy", ns, fmt.Sprintf("accesspolicy-%d", i), "{action: ALLOW, selector: {matchLabels: {app: other}}}")
 			a.want(true, next)
 			within(t, 10*time.Second, func() bool { return cmp.Equal(next["spec"], spec(a.get(refOf(next)))) }, func() string { return cmp.Diff(next["spec"], spec(a.get(refOf(next)))) })
-			o = a.until(refOf(m), "the drift is remembered", func(o mesh.Outcome) bool { raw, _ := json.Marshal(next); return o.OK && o.Hash == mesh.FingerprintOf(raw) })
+			o = a.until(refOf(m), "the drift is remembered", func(o mesh.Outcome) bool {
+				raw, _ := json.Marshal(next)
+				return o.OK && o.Hash == mesh.FingerprintOf(raw)
+			})
 			if diff := cmp.Diff(&want, o.Drift); diff != "" {
 				t.Errorf("a change by the hub changed the drift (-want +got):\n%s", diff)
 			}

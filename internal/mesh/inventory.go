@@ -17,10 +17,21 @@ type ClusterInfo struct {
 	Network           string      `json:"network,omitempty"`           // topology.istio.io/network of istio-system
 	KubernetesVersion string      `json:"kubernetesVersion,omitempty"` // of its API server
 	IstioNamespace    string      `json:"istioNamespace,omitempty"`    // where istiod runs
+	RootNamespace     string      `json:"rootNamespace,omitempty"`     // whose policies hold in every namespace (MeshConfig rootNamespace); empty: IstioNamespace
 	IstioRevision     string      `json:"istioRevision,omitempty"`     // label istio.io/rev of that istiod
 	IstioClusterID    string      `json:"istioClusterID,omitempty"`    // what that istiod calls this cluster; telemetry and remote secrets use it
 	Warnings          []string    `json:"warnings,omitempty"`          // what the agent could not find out, and why
 }
+
+// How an agent marks what it applies.
+const (
+	// OwnerLabel with value OwnerValue marks what is ours. Where a person has removed it, the object is theirs.
+	OwnerLabel = "owner.gloo.solo.io/name"
+	// OwnerValue is the value of OwnerLabel.
+	OwnerValue = "gloo-mesh"
+	// FieldManager is the field manager of all that agents apply.
+	FieldManager = "gloo-mesh-agent"
+)
 
 // Outcome is what became of one desired object in its cluster.
 type Outcome struct {

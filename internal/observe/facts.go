@@ -25,17 +25,23 @@ type istiod struct {
 	clusterID                    string // env CLUSTER_ID; istiod's default is "Kubernetes"
 }
 
+// meshConfigOf is what is read from a MeshConfig.
+type meshConfigOf struct {
+	TrustDomain   string `json:"trustDomain"`
+	RootNamespace string `json:"rootNamespace"`
+}
+
 // facts is what is known of the cluster as a whole. Not safe for concurrent use.
 type facts struct {
 	kubernetes string
-	networks   map[string]string // by namespace, where labelled
-	istiods    map[string]istiod // by namespace/name of the Deployment
-	meshes     map[string]string // trust domain by namespace/name of the MeshConfig ConfigMap
-	problems   map[string]string // by resource
+	networks   map[string]string       // by namespace, where labelled
+	istiods    map[string]istiod       // by namespace/name of the Deployment
+	meshes     map[string]meshConfigOf // by namespace/name of the MeshConfig ConfigMap
+	problems   map[string]string       // by resource
 }
 
 func newFacts(kubernetes string) *facts {
-	return &facts{kubernetes: kubernetes, networks: map[string]string{}, istiods: map[string]istiod{}, meshes: map[string]string{}, problems: map[string]string{}}
+	return &facts{kubernetes: kubernetes, networks: map[string]string{}, istiods: map[string]istiod{}, meshes: map[string]meshConfigOf{}, problems: map[string]string{}}
 }
 
 func (f *facts) namespace(name string, u *unstructured.Unstructured) {
@@ -90,7 +96,7 @@ func imageTag(image string) string {
 	return strings.TrimSuffix(image[i+1:], "-distroless")
 }
 
-// configMap reads the trust domain from a MeshConfig: ConfigMap istio or istio-REVISION in istiod's namespace, key mesh.
+// configMap reads a MeshConfig: ConfigMap istio or istio-REVISION in istiod's namespace, key mesh.
 func (f *facts) configMap(name string, u *unstructured.Unstructured) {
 	delete(f.meshes, name)
 	if u == nil || (u.GetName() != "istio" && !strings.HasPrefix(u.GetName(), "istio-")) {
@@ -100,15 +106,14 @@ func (f *facts) configMap(name string, u *unstructured.Unstructured) {
 	if !ok {
 		return
 	}
-	var config struct {
-		TrustDomain string `json:"trustDomain"`
-	}
+	var config meshConfigOf
 	if err := yaml.Unmarshal([]byte(raw), &config); err != nil {
 		f.problems["meshconfig "+name] = fmt.Sprintf("ConfigMap %s can't be read as MeshConfig: %v", name, err)
 		return
 	}
 	delete(f.problems, "meshconfig "+name)
-	f.meshes[name] = cmp.Or(config.TrustDomain, "cluster.local") // istio's default
+	config.TrustDomain = cmp.Or(config.TrustDomain, "cluster.local") // istio's default
+	f.meshes[name] = config
 }
 
 // warn notes (or with nil forgets) why a kind can't be listed; it reports whether that changed anything.
@@ -143,7 +148,11 @@ func (f *facts) info() mesh.ClusterInfo {
 		d := f.istiods[names[0]]
 		out.IstioVersion, out.IstioNamespace, out.IstioRevision, out.IstioClusterID = d.version, d.namespace, d.revision, d.clusterID
 		out.Network = f.networks[d.namespace]
-		out.TrustDomain = mesh.TrustDomain(cmp.Or(d.trustDomain, f.meshes[d.namespace+"/istio-"+d.revision], f.meshes[d.namespace+"/istio"]))
+		config := cmp.Or(f.meshes[d.namespace+"/istio-"+d.revision], f.meshes[d.namespace+"/istio"])
+		out.TrustDomain = mesh.TrustDomain(cmp.Or(d.trustDomain, config.TrustDomain))
+		if config.RootNamespace != d.namespace {
+			out.RootNamespace = config.RootNamespace
+		}
 	}
 	if len(names) > 1 {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("several istiods: %s; %s speaks for the cluster", strings.Join(names, ", "), names[0]))

@@ -1,8 +1,10 @@
 package observe
 
 import (
+	"slices"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"ambitmesh.dev/ambit/internal/kube/follow"
@@ -75,14 +77,50 @@ func servicePort(p map[string]any) mesh.ServicePort {
 // workloadItem reads the Pod template of an owner.
 func workloadItem(kind string) func(*unstructured.Unstructured) (synclog.Key, any, bool) {
 	return func(u *unstructured.Unstructured) (synclog.Key, any, bool) {
-		w := mesh.Workload{Namespace: u.GetNamespace(), Kind: kind, Name: u.GetName()}
-		w.Labels, _, _ = unstructured.NestedStringMap(u.Object, "spec", "template", "metadata", "labels")
-		w.ServiceAccount, _, _ = unstructured.NestedString(u.Object, "spec", "template", "spec", "serviceAccountName")
-		if w.ServiceAccount == "" {
-			w.ServiceAccount = "default"
-		}
-		return synclog.Key{Type: mesh.ItemWorkload, Name: w.Namespace + "/" + kind + "/" + w.Name}, w, true
+		return workload(u, kind, "spec", "template")
 	}
+}
+
+func cronJobItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
+	return workload(u, "CronJob", "spec", "jobTemplate", "spec", "template")
+}
+
+// jobItem leaves out what a CronJob made, which is reported itself, and what has finished, which runs nothing any more.
+func jobItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
+	if c := metav1.GetControllerOf(u); c != nil && c.Kind == "CronJob" {
+		return noItem(u)
+	}
+	for _, c := range objects(u.Object, "status", "conditions") {
+		if (c["type"] == "Complete" || c["type"] == "Failed") && c["status"] == "True" {
+			return noItem(u)
+		}
+	}
+	return workload(u, "Job", "spec", "template")
+}
+
+// podItem reads a Pod that is its own owner, or whose controller is of a kind that is not observed.
+func podItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
+	if c := metav1.GetControllerOf(u); c != nil {
+		switch c.Kind {
+		case "StatefulSet", "DaemonSet", "Job":
+			return noItem(u)
+		case "Node": // the mirror of a static Pod: it has no ServiceAccount
+			return noItem(u)
+		}
+	}
+	return workload(u, "Pod")
+}
+
+// workload reads what is at path: a Pod, or the template of Pods.
+func workload(u *unstructured.Unstructured, kind string, path ...string) (synclog.Key, any, bool) {
+	w := mesh.Workload{Namespace: u.GetNamespace(), Kind: kind, Name: u.GetName()}
+	at := func(fields ...string) []string { return append(slices.Clone(path), fields...) }
+	w.Labels, _, _ = unstructured.NestedStringMap(u.Object, at("metadata", "labels")...)
+	w.ServiceAccount, _, _ = unstructured.NestedString(u.Object, at("spec", "serviceAccountName")...)
+	if w.ServiceAccount == "" {
+		w.ServiceAccount = "default"
+	}
+	return synclog.Key{Type: mesh.ItemWorkload, Name: w.Namespace + "/" + kind + "/" + w.Name}, w, true
 }
 
 func gatewayItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {

@@ -35,6 +35,8 @@ type Config struct {
 type kind struct {
 	resource schema.GroupVersionResource
 	object   string // the name of the only objects of interest, in whatever namespace; empty: all
+	labels   string // selector; empty: all
+	fields   string // selector; empty: all
 	optional bool   // its CRD may be missing: then there are none
 	// item converts an object; ok is false when it is of no interest.
 	item func(*unstructured.Unstructured) (key synclog.Key, value any, ok bool)
@@ -50,10 +52,22 @@ func kinds() []kind {
 		{resource: gvr("apps", "v1", "deployments"), item: workloadItem("Deployment"), fact: (*facts).deployment},
 		{resource: gvr("apps", "v1", "statefulsets"), item: workloadItem("StatefulSet")},
 		{resource: gvr("apps", "v1", "daemonsets"), item: workloadItem("DaemonSet")},
+		{resource: gvr("batch", "v1", "cronjobs"), item: cronJobItem},
+		{resource: gvr("batch", "v1", "jobs"), item: jobItem},
+		{resource: gvr("", "v1", "pods"), labels: uncontrolled, fields: unfinished, item: podItem},
+		{resource: gvr("security.istio.io", "v1", "authorizationpolicies"), optional: true, item: foreignItem("AuthorizationPolicy")},
+		{resource: gvr("security.istio.io", "v1", "peerauthentications"), optional: true, item: foreignItem("PeerAuthentication")},
 		meshConfig("istio"),
 		{resource: gvr("gateway.networking.k8s.io", "v1", "gateways"), optional: true, item: gatewayItem},
 	}
 }
+
+const (
+	// uncontrolled selects the Pods that no Deployment, ReplicaSet, StatefulSet, DaemonSet or Job made, by the labels that these give them: the API server leaves the others out,
+	// which are nearly all, and whose owners are observed.
+	uncontrolled = "!pod-template-hash,!controller-revision-hash,!controller-uid,!batch.kubernetes.io/controller-uid"
+	unfinished   = "status.phase!=Succeeded,status.phase!=Failed"
+)
 
 // meshConfig watches the MeshConfig of a revision by its name alone: a cluster has many ConfigMaps, and they are not ours to read.
 func meshConfig(name string) kind {
@@ -149,6 +163,7 @@ func (s *sink) follow(ctx context.Context) {
 			}
 		},
 	}
+	cfg.Labels, cfg.Fields = s.kind.labels, s.kind.fields
 	if s.kind.object != "" {
 		cfg.Fields = "metadata.name=" + s.kind.object
 	}
@@ -165,9 +180,14 @@ func (s *sink) Set(u *unstructured.Unstructured) {
 		s.o.reportFacts()
 	}
 	key, value, wanted := s.kind.item(u)
-	s.keys[name] = key
-	if wanted {
+	switch {
+	case wanted:
+		s.keys[name] = key
 		s.o.set(key, value)
+	case s.kind.fact != nil:
+		s.keys[name] = key
+	default: // it may have been of interest before
+		s.remove(name)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"sigs.k8s.io/yaml"
@@ -80,6 +82,41 @@ metadata: {name: peer, namespace: edge, annotations: {gateway.istio.io/service-a
 spec: {gatewayClassName: istio-remote}
 status: {addresses: [{type: IPAddress, value: 192.0.2.9}], conditions: [{type: Accepted, status: "False"}, {type: Programmed, status: "True"}]}
 `, synclog.Key{Type: "gateway", Name: "edge/peer"}, mesh.Gateway{Namespace: "edge", Name: "peer", Class: "istio-remote", Annotations: map[string]string{"gateway.istio.io/service-account": "ew"}, Addresses: []string{"192.0.2.9"}, Programmed: true}},
+		"cron job": {
+			cronJobItem, "{apiVersion: batch/v1, kind: CronJob, metadata: {name: nightly, namespace: a}, spec: {jobTemplate: {spec: {template: {metadata: {labels: {app: b}}, spec: {serviceAccountName: batch}}}}}}",
+			synclog.Key{Type: "workload", Name: "a/CronJob/nightly"},
+			mesh.Workload{Namespace: "a", Kind: "CronJob", Name: "nightly", Labels: map[string]string{"app": "b"}, ServiceAccount: "batch"},
+		},
+		"job that runs": {
+			jobItem, "{apiVersion: batch/v1, kind: Job, metadata: {name: import, namespace: a}, spec: {template: {metadata: {labels: {app: b}}, spec: {serviceAccountName: batch}}}, status: {conditions: [{type: Complete, status: \"False\"}]}}",
+			synclog.Key{Type: "workload", Name: "a/Job/import"},
+			mesh.Workload{Namespace: "a", Kind: "Job", Name: "import", Labels: map[string]string{"app": "b"}, ServiceAccount: "batch"},
+		},
+		"bare pod": {
+			podItem, "{apiVersion: v1, kind: Pod, metadata: {name: debug, namespace: a, labels: {app: b}}, spec: {serviceAccountName: payments}}",
+			synclog.Key{Type: "workload", Name: "a/Pod/debug"},
+			mesh.Workload{Namespace: "a", Kind: "Pod", Name: "debug", Labels: map[string]string{"app": "b"}, ServiceAccount: "payments"},
+		},
+		"pod of an unknown controller": {
+			podItem, "{apiVersion: v1, kind: Pod, metadata: {name: broker-0, namespace: a, ownerReferences: [{kind: StrimziPodSet, name: broker, controller: true}]}, spec: {serviceAccountName: kafka}}",
+			synclog.Key{Type: "workload", Name: "a/Pod/broker-0"},
+			mesh.Workload{Namespace: "a", Kind: "Pod", Name: "broker-0", ServiceAccount: "kafka"},
+		},
+		"foreign policy": {
+			foreignItem("AuthorizationPolicy"), "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: open-all, namespace: billing, annotations: {istio.io/dry-run: \"1\"}}, spec: {rules: [{}]}}",
+			synclog.Key{Type: "foreignpolicy", Name: "billing/AuthorizationPolicy/open-all"},
+			mesh.ForeignPolicy{Namespace: "billing", Kind: "AuthorizationPolicy", Name: "open-all", Spec: json.RawMessage(`{"rules":[{}]}`), DryRun: true},
+		},
+		"our label taken off": {
+			foreignItem("PeerAuthentication"), "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: isolation-a, namespace: billing}}",
+			synclog.Key{Type: "foreignpolicy", Name: "billing/PeerAuthentication/isolation-a"},
+			mesh.ForeignPolicy{Namespace: "billing", Kind: "PeerAuthentication", Name: "isolation-a", Taken: true},
+		},
+		"a copy of ours, label and all": {
+			foreignItem("AuthorizationPolicy"), "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: accesspolicy-copy, namespace: billing, labels: {owner.gloo.solo.io/name: gloo-mesh}, managedFields: [{manager: kubectl, operation: Apply}]}, spec: {}}",
+			synclog.Key{Type: "foreignpolicy", Name: "billing/AuthorizationPolicy/accesspolicy-copy"},
+			mesh.ForeignPolicy{Namespace: "billing", Kind: "AuthorizationPolicy", Name: "accesspolicy-copy", Spec: json.RawMessage(`{}`)},
+		},
 		"malformed": {
 			serviceItem, "{apiVersion: v1, kind: Service, metadata: {name: m, namespace: d}, spec: {ports: [1, {port: x}, {port: 99999999}]}}",
 			synclog.Key{Type: "service", Name: "d/m"},
@@ -91,6 +128,56 @@ status: {addresses: [{type: IPAddress, value: 192.0.2.9}], conditions: [{type: A
 			if !ok || key != tc.key {
 				t.Errorf("key %v, ok %v; want %v", key, ok, tc.key)
 			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestNotReported(t *testing.T) {
+	for name, tc := range map[string]struct {
+		item func(*unstructured.Unstructured) (synclog.Key, any, bool)
+		in   string
+	}{
+		"job of a CronJob":     {jobItem, "{apiVersion: batch/v1, kind: Job, metadata: {name: n, namespace: a, ownerReferences: [{kind: CronJob, name: n, controller: true}]}}"},
+		"finished job":         {jobItem, "{apiVersion: batch/v1, kind: Job, metadata: {name: n, namespace: a}, status: {conditions: [{type: Failed, status: \"True\"}]}}"},
+		"pod of a StatefulSet": {podItem, "{apiVersion: v1, kind: Pod, metadata: {name: n, namespace: a, ownerReferences: [{kind: StatefulSet, name: n, controller: true}]}}"},
+		"static pod":           {podItem, "{apiVersion: v1, kind: Pod, metadata: {name: n, namespace: a, ownerReferences: [{kind: Node, name: n, controller: true}]}}"},
+		"our policy": {
+			foreignItem("AuthorizationPolicy"),
+			"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: n, namespace: a, labels: {owner.gloo.solo.io/name: gloo-mesh}, managedFields: [{manager: gloo-mesh-agent, operation: Apply}]}}",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if key, value, ok := tc.item(parse(t, tc.in)); ok {
+				t.Errorf("reported as %s: %v", key, value)
+			}
+		})
+	}
+}
+
+// What is too large to be sent counts as allowing anything, where it applies.
+func TestLargeForeignPolicies(t *testing.T) {
+	huge := strings.Repeat("x", maxForeign)
+	selector := map[string]any{"matchLabels": map[string]any{"app": "billing"}}
+	for name, tc := range map[string]struct {
+		kind string
+		spec map[string]any
+		want map[string]any // but for the note
+	}{
+		"ALLOW":              {"AuthorizationPolicy", map[string]any{"selector": selector, "rules": huge}, map[string]any{"selector": selector, "action": "ALLOW", "rules": []any{map[string]any{}}}},
+		"DENY":               {"AuthorizationPolicy", map[string]any{"action": "DENY", "rules": huge}, map[string]any{"action": "DENY"}},
+		"no such action":     {"AuthorizationPolicy", map[string]any{"action": huge}, map[string]any{"action": "ALLOW", "rules": []any{map[string]any{}}}},
+		"huge selector":      {"AuthorizationPolicy", map[string]any{"selector": huge}, map[string]any{"action": "ALLOW", "rules": []any{map[string]any{}}}},
+		"PeerAuthentication": {"PeerAuthentication", map[string]any{"selector": selector, "portLevelMtls": huge}, map[string]any{"selector": selector, "mtls": map[string]any{"mode": "DISABLE"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got map[string]any
+			if err := json.Unmarshal(foreignSpec(tc.kind, tc.spec), &got); err != nil || got["note"] == nil {
+				t.Fatalf("%v, note %v", err, got["note"])
+			}
+			delete(got, "note")
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
@@ -114,8 +201,8 @@ func TestFacts(t *testing.T) {
 	if diff := cmp.Diff(want, f.info()); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
-	f.configMap("istio-system/istio-gloo", parse(t, "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio-gloo, namespace: istio-system}, data: {mesh: 'trustDomain: bank.example'}}"))
-	want.TrustDomain = "bank.example"
+	f.configMap("istio-system/istio-gloo", parse(t, "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio-gloo, namespace: istio-system}, data: {mesh: '{trustDomain: bank.example, rootNamespace: mesh-root}'}}"))
+	want.TrustDomain, want.RootNamespace = "bank.example", "mesh-root"
 	if diff := cmp.Diff(want, f.info()); diff != "" {
 		t.Errorf("the revision's MeshConfig wins (-want +got):\n%s", diff)
 	}
@@ -206,4 +293,27 @@ func TestWatch(t *testing.T) {
 		t.Fatal(err)
 	}
 	until("deleted", func(items map[synclog.Key][]byte, complete bool) bool { return items[key] == nil && complete })
+
+	// Of the Pods, those that no workload speaks for.
+	for name, labels := range map[string]map[string]string{"of-a-deployment": {"pod-template-hash": "5d4f"}, "of-a-job": {"batch.kubernetes.io/controller-uid": "1"}, "bare": {"app": "debug"}} {
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}, Spec: corev1.PodSpec{ServiceAccountName: "payments", Containers: []corev1.Container{{Name: "c", Image: "c"}}},
+		}
+		if _, err := typed.CoreV1().Pods(ns).Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pod := func(name string) synclog.Key {
+		return synclog.Key{Type: mesh.ItemWorkload, Name: ns + "/Pod/" + name}
+	}
+	until("a bare Pod", func(items map[synclog.Key][]byte, _ bool) bool {
+		if items[pod("of-a-deployment")] != nil || items[pod("of-a-job")] != nil {
+			t.Fatal("a Pod whose owner is observed was reported")
+		}
+		return items[pod("bare")] != nil
+	})
+	if _, err := typed.CoreV1().Pods(ns).Patch(ctx, "bare", types.MergePatchType, []byte(`{"status":{"phase":"Succeeded"}}`), metav1.PatchOptions{}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	until("a finished Pod is gone", func(items map[synclog.Key][]byte, _ bool) bool { return items[pod("bare")] == nil })
 }
