@@ -168,10 +168,14 @@ func TestLeastRights(t *testing.T) {
 		rule("", "configmaps", "get,list,watch,create,patch,delete"),
 	}, []rbacv1.PolicyRule{
 		rule("", "namespaces", "get", "kube-system"),
-		rule("", "namespaces,services,serviceaccounts", "list,watch"),
+		rule("", "namespaces,services,serviceaccounts,pods", "list,watch"),
 		rule("apps", "deployments,statefulsets,daemonsets", "list,watch"),
+		rule("batch", "jobs,cronjobs", "list,watch"),
 		rule("", "configmaps", "list,watch", "istio"),
 		rule("gateway.networking.k8s.io", "gateways", "list,watch"),
+		rule("security.istio.io", "authorizationpolicies", "get,list,watch,create,update,patch,delete"),
+		rule("security.istio.io", "peerauthentications", "get,list,watch,create,update,patch,delete"),
+		rule("", "events", "create"),
 	})
 	s.run()
 	s.within(10*time.Second, "connected", h.connected)
