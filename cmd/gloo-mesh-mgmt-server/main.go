@@ -77,6 +77,7 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	f.StringVar(&cfg.WebhookAddress, "webhook-address", cfg.WebhookAddress, "HOST:PORT of the admission webhook, or \"off\"")
 	f.StringVar(&cfg.HealthAddress, "health-address", cfg.HealthAddress, "HOST:PORT of /healthz and /readyz, or \"off\"")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "HOST:PORT of /metrics, or \"off\"")
+	f.StringVar(&cfg.SnapshotAddress, "snapshot-address", cfg.SnapshotAddress, "HOST:PORT on loopback where the leader serves /snapshot (what it knows, for meshctl policy), or \"off\"")
 	f.StringVar(&cfg.WebhookService, "webhook-service", cfg.WebhookService, "Service of the webhook, for the names in its certificate")
 	f.StringVar(&cfg.WebhookConfiguration, "webhook-configuration", cfg.WebhookConfiguration, "name of the Mutating- and of the ValidatingWebhookConfiguration whose caBundle to keep")
 

@@ -19,12 +19,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 )
 
 // Scheme returns the kinds the server and the agent use. Few on purpose: every known kind costs memory.
 func Scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, coordinationv1.AddToScheme, admissionv1.AddToScheme, adminv2.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, coordinationv1.AddToScheme, admissionv1.AddToScheme, adminv2.AddToScheme, securityv2.AddToScheme} {
 		if err := add(s); err != nil {
 			return nil, fmt.Errorf("register kinds: %w", err)
 		}
@@ -42,10 +43,17 @@ func Mapper() meta.RESTMapper {
 		},
 		coordinationv1.SchemeGroupVersion: {"Lease": meta.RESTScopeNamespace},
 		admissionv1.SchemeGroupVersion:    {"MutatingWebhookConfiguration": meta.RESTScopeRoot, "ValidatingWebhookConfiguration": meta.RESTScopeRoot},
-		adminv2.GroupVersion():            {"KubernetesCluster": meta.RESTScopeNamespace},
+		adminv2.GroupVersion(): {
+			"KubernetesCluster": meta.RESTScopeNamespace, "Workspace": meta.RESTScopeNamespace, "WorkspaceSettings": meta.RESTScopeNamespace,
+		},
+		securityv2.GroupVersion(): {"AccessPolicy": meta.RESTScopeNamespace, "PolicyOverride": meta.RESTScopeNamespace},
 	} {
 		for kind, scope := range kinds {
-			m.Add(gv.WithKind(kind), scope)
+			if kind == "WorkspaceSettings" { // its plural is its singular, which the rule for English words can't know
+				m.AddSpecific(gv.WithKind(kind), gv.WithResource("workspacesettings"), gv.WithResource("workspacesettings"), scope)
+			} else {
+				m.Add(gv.WithKind(kind), scope)
+			}
 			m.Add(gv.WithKind(kind+"List"), scope) // the cache asks for a list by its own kind
 		}
 	}

@@ -217,6 +217,15 @@ func (h *Hub) Publish(c mesh.ClusterName, objects map[synclog.Key][]byte, comple
 	return nil
 }
 
+// Update changes the desired state of a cluster that has been published whole: it sets some objects and removes others, and leaves the rest as it is, unlooked at.
+// With complete false nothing is removed, so a later complete state must be published whole. Otherwise as Publish.
+func (h *Hub) Update(c mesh.ClusterName, set map[synclog.Key][]byte, gone []synclog.Key, complete bool) error {
+	if err := h.cluster(c).desired.Update(set, gone, complete); err != nil {
+		return fmt.Errorf("cluster %q: desired state: %w", c, err)
+	}
+	return nil
+}
+
 // cluster finds or makes what is kept for c.
 func (h *Hub) cluster(c mesh.ClusterName) *cluster {
 	h.mu.Lock()
@@ -227,7 +236,7 @@ func (h *Hub) cluster(c mesh.ClusterName) *cluster {
 func (h *Hub) clusterLocked(c mesh.ClusterName) *cluster {
 	cl := h.clusters[c]
 	if cl == nil {
-		cl = &cluster{name: c, desired: synclog.NewSource(rand.Text()), inventory: synclog.NewSink(h.cfg.Inventory, false), since: time.Now()}
+		cl = &cluster{name: c, desired: synclog.NewSource(rand.Text()), inventory: synclog.NewSink(h.cfg.Inventory, true), since: time.Now()}
 		h.clusters[c] = cl
 	}
 	return cl
@@ -299,6 +308,18 @@ func (h *Hub) Inventory(c mesh.ClusterName) (items map[synclog.Key][]byte, warm 
 	}
 	warm = cl.inventory.Warm()
 	return cl.inventory.Snapshot().Items, warm
+}
+
+// TakeInventory returns what of a cluster's inventory has changed since the last call; after Forget, everything. For one caller. The values must not be changed.
+func (h *Hub) TakeInventory(c mesh.ClusterName) (ch synclog.Changes, warm bool) {
+	h.mu.Lock()
+	cl := h.clusters[c]
+	h.mu.Unlock()
+	if cl == nil {
+		return synclog.Changes{}, false
+	}
+	warm = cl.inventory.Warm() // before Take: at worst the next call says so
+	return cl.inventory.Take(), warm
 }
 
 // Changed waits until the session or the inventory of some clusters has changed since the last call, and returns their names,

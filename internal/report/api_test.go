@@ -38,7 +38,7 @@ func TestHeartbeatsCostOneWritePerClusterAndMinute(t *testing.T) {
 	}
 	c := kubetest.Client(t, cfg)
 	ns := kubetest.Namespace(t, c)
-	w := report.NewWriter(c)
+	w := report.NewWriter(c, report.Differ)
 	clusters := make([]*adminv2.KubernetesCluster, 4)
 	for i := range clusters {
 		clusters[i] = &adminv2.KubernetesCluster{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("c%d", i), Namespace: ns}}
@@ -56,7 +56,7 @@ func TestHeartbeatsCostOneWritePerClusterAndMinute(t *testing.T) {
 			if second >= 300 && i == 3 {
 				in.Session.Connected, in.Session.LastHeartbeat = false, noon.Add(295*time.Second)
 			}
-			if _, err := w.Write(t.Context(), kc, report.Next(kc.Status, in, now)); err != nil {
+			if _, err := w.Write(t.Context(), kc, kc.Status, report.Next(kc.Status, in, now)); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.Get(t.Context(), client.ObjectKeyFromObject(kc), kc); err != nil {
@@ -78,7 +78,7 @@ func TestHeartbeatsCostOneWritePerClusterAndMinute(t *testing.T) {
 func TestWriteRemovesFieldsAndSparesOthers(t *testing.T) {
 	c := kubetest.Client(t, kubetest.Start(t))
 	ns := kubetest.Namespace(t, c)
-	w := report.NewWriter(c)
+	w := report.NewWriter(c, report.Differ)
 	kc := &adminv2.KubernetesCluster{ObjectMeta: metav1.ObjectMeta{Name: "c1", Namespace: ns}}
 	if err := c.Create(t.Context(), kc); err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestWriteRemovesFieldsAndSparesOthers(t *testing.T) {
 	}{{time.Minute, "1m0s behind"}, {0, ""}} {
 		in.Session.Offset = step.offset
 		next := report.Next(kc.Status, in, noon)
-		if wrote, err := w.Write(t.Context(), kc, next); err != nil || !wrote {
+		if wrote, err := w.Write(t.Context(), kc, kc.Status, next); err != nil || !wrote {
 			t.Fatalf("wrote %v, error %v", wrote, err)
 		}
 		if err := c.Get(t.Context(), client.ObjectKeyFromObject(kc), kc); err != nil {
@@ -108,7 +108,7 @@ func TestWriteRemovesFieldsAndSparesOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	in.Session.Connected = false
-	if wrote, err := w.Write(t.Context(), kc, report.Next(kc.Status, in, noon)); err != nil || wrote {
+	if wrote, err := w.Write(t.Context(), kc, kc.Status, report.Next(kc.Status, in, noon)); err != nil || wrote {
 		t.Errorf("a deleted cluster: wrote %v, error %v", wrote, err)
 	}
 	var list adminv2.KubernetesClusterList

@@ -26,8 +26,8 @@ type Input struct {
 	Session mesh.Session
 	// Conditions are translation's for this cluster's KubernetesCluster.
 	Conditions []mesh.Condition
-	// Desired are the objects the server wants in the cluster, with the fingerprint of each manifest; Published: they have been sent.
-	Desired   map[mesh.Ref]mesh.Fingerprint
+	// Desired are the objects the server wants in the cluster; Published: they have been sent.
+	Desired   map[mesh.Ref]mesh.Object
 	Published bool
 	// ServerVersion is the management server's.
 	ServerVersion string
@@ -122,19 +122,7 @@ func conditions(old []metav1.Condition, in Input, st adminv2.KubernetesClusterSt
 	if in.Session.Measured || st.ClockSkew != "" {
 		all = append(all, clock(st.ClockSkew))
 	}
-	out := make([]metav1.Condition, 0, len(all))
-	for _, c := range all {
-		n := metav1.Condition{
-			Type: c.Type, Status: metav1.ConditionStatus(c.Status), Reason: c.Reason, Message: c.Message,
-			ObservedGeneration: in.Cluster.Generation, LastTransitionTime: *stamp(now),
-		}
-		if i := slices.IndexFunc(old, func(o metav1.Condition) bool { return o.Type == c.Type }); i >= 0 && old[i].Status == n.Status {
-			n.LastTransitionTime = old[i].LastTransitionTime
-		}
-		out = append(out, n)
-	}
-	slices.SortFunc(out, func(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) })
-	return out
+	return stamped(old, all, in.Cluster.Generation, now)
 }
 
 func connected(in Input, st adminv2.KubernetesClusterStatus) mesh.Condition {
@@ -195,7 +183,7 @@ func programmed(in Input, st adminv2.KubernetesClusterStatus) mesh.Condition {
 	var failed, waiting []string
 	for ref, want := range in.Desired {
 		switch o, ok := in.Cluster.Inventory.Outcomes[ref]; {
-		case !ok || o.Hash != want:
+		case !ok || o.Hash != want.Hash:
 			waiting = append(waiting, name(ref))
 		case !o.OK:
 			failed = append(failed, name(ref)+": "+o.Error)

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"sync"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 )
@@ -19,49 +21,73 @@ const FieldManager = "gloo-mesh-mgmt-server"
 
 func equal(a, b *adminv2.KubernetesClusterStatus) bool { return equality.Semantic.DeepEqual(a, b) }
 
-// Writer writes status. For one caller.
-type Writer struct {
+// Unequal says whether anything differs: the rule for every status that holds no heartbeat.
+func Unequal[S any](old, next S) bool { return !equality.Semantic.DeepEqual(old, next) }
+
+// Writer writes the status S of one kind. Safe for concurrent use.
+type Writer[S any] struct {
 	client client.Client
-	wrote  map[types.UID]written
+	differ func(old, next S) bool
+
+	mu    sync.Mutex
+	wrote map[types.UID]written[S]
 }
 
 // written is what was written over a version of an object, for as long as the caller's cache still shows that version.
-type written struct {
+type written[S any] struct {
 	over   string // resourceVersion
-	status adminv2.KubernetesClusterStatus
+	status S
 }
 
-// NewWriter returns a Writer that writes with c.
-func NewWriter(c client.Client) *Writer { return &Writer{client: c, wrote: map[types.UID]written{}} }
+// NewWriter returns a Writer that writes with c when differ says so.
+func NewWriter[S any](c client.Client, differ func(old, next S) bool) *Writer[S] {
+	return &Writer[S]{client: c, differ: differ, wrote: map[types.UID]written[S]{}}
+}
 
-// Last returns the status that kc has: its own, or, when kc comes from a cache that lags behind, what was written over it.
-func (w *Writer) Last(kc *adminv2.KubernetesCluster) adminv2.KubernetesClusterStatus {
-	if l, ok := w.wrote[kc.UID]; ok {
-		if l.over == kc.ResourceVersion {
+// Last returns the status that o has: its own (has), or, when o comes from a cache that lags behind, what was written over it.
+func (w *Writer[S]) Last(o client.Object, has S) S {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if l, ok := w.wrote[o.GetUID()]; ok {
+		if l.over == o.GetResourceVersion() {
 			return l.status
 		}
-		delete(w.wrote, kc.UID)
+		delete(w.wrote, o.GetUID())
 	}
-	return kc.Status
+	return has
 }
 
-// Write applies next to the KubernetesCluster when it differs from the status kc has, and says whether it did. A cluster deleted meanwhile is no error.
-func (w *Writer) Write(ctx context.Context, kc *adminv2.KubernetesCluster, next adminv2.KubernetesClusterStatus) (bool, error) {
-	if !Differ(w.Last(kc), next) {
+// Forget drops what is remembered of an object that is gone.
+func (w *Writer[S]) Forget(uid types.UID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.wrote, uid)
+}
+
+// Write applies next to o when it differs from the status o has, and says whether it did. An object deleted meanwhile is no error.
+func (w *Writer[S]) Write(ctx context.Context, o client.Object, has, next S) (bool, error) {
+	if !w.differ(w.Last(o, has), next) {
 		return false, nil
+	}
+	gvk, err := apiutil.GVKForObject(o, w.client.Scheme())
+	if err != nil {
+		return false, fmt.Errorf("write status of %q: %w", o.GetName(), err)
+	}
+	fail := func(what string, err error) (bool, error) {
+		return false, fmt.Errorf("%s %s/%s: %s status: %w", gvk.Kind, o.GetNamespace(), o.GetName(), what, err)
 	}
 	raw, err := json.Marshal(next)
 	if err != nil {
-		return false, fmt.Errorf("cluster %q: encode status: %w", kc.Name, err)
+		return fail("encode", err)
 	}
 	var status map[string]any
 	if err := json.Unmarshal(raw, &status); err != nil {
-		return false, fmt.Errorf("cluster %q: encode status: %w", kc.Name, err)
+		return fail("encode", err)
 	}
 	u := &unstructured.Unstructured{Object: map[string]any{
-		"apiVersion": adminv2.GroupVersion().String(), "kind": "KubernetesCluster",
-		// the UID makes the apply fail, not create, when the cluster was deleted (and perhaps made again) meanwhile
-		"metadata": map[string]any{"name": kc.Name, "namespace": kc.Namespace, "uid": string(kc.UID)},
+		"apiVersion": gvk.GroupVersion().String(), "kind": gvk.Kind,
+		// the UID makes the apply fail, not create, when the object was deleted (and perhaps made again) meanwhile
+		"metadata": map[string]any{"name": o.GetName(), "namespace": o.GetNamespace(), "uid": string(o.GetUID())},
 		"status":   status,
 	}}
 	err = w.client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(FieldManager), client.ForceOwnership)
@@ -69,8 +95,10 @@ func (w *Writer) Write(ctx context.Context, kc *adminv2.KubernetesCluster, next 
 		return false, nil // gone, or another object of that name: the next look tells
 	}
 	if err != nil {
-		return false, fmt.Errorf("cluster %q: write status: %w", kc.Name, err)
+		return fail("write", err)
 	}
-	w.wrote[kc.UID] = written{kc.ResourceVersion, next}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.wrote[o.GetUID()] = written[S]{o.GetResourceVersion(), next}
 	return true, nil
 }

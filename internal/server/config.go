@@ -29,6 +29,8 @@ type Config struct {
 	WebhookAddress string // "off": none
 	HealthAddress  string // "off": none
 	MetricsAddress string // "off": none
+	// SnapshotAddress is where the leader's Snapshot can be read: on this machine only, so that who may forward to the Pod's port may read it. "off": nowhere.
+	SnapshotAddress string
 
 	WebhookService       string
 	WebhookConfiguration string
@@ -55,7 +57,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Namespace: "gloo-mesh", ClusterDomain: "cluster.local", Service: "gloo-mesh-mgmt-server",
-		RelayAddress: ":9900", WebhookAddress: ":9443", HealthAddress: ":8081", MetricsAddress: ":9091",
+		RelayAddress: ":9900", WebhookAddress: ":9443", HealthAddress: ":8081", MetricsAddress: ":9091", SnapshotAddress: "127.0.0.1:9093",
 		WebhookService: "gloo-mesh-mgmt-server-webhook", WebhookConfiguration: "gloo-mesh-mgmt-server",
 		LeaderElect: true, Lease: "gloo-mesh-mgmt-server", LeaseDuration: 2 * time.Minute, Identity: host, WarmGrace: 30 * time.Second,
 	}
@@ -92,6 +94,9 @@ func (c *Config) Validate() error {
 			bad(flag, "%q: want HOST:PORT or :PORT", v)
 		}
 	}
+	if host, port, err := net.SplitHostPort(c.SnapshotAddress); c.SnapshotAddress != off && (err != nil || port == "" || !loopback(host)) {
+		bad("snapshot-address", "%q: want 127.0.0.1:PORT, [::1]:PORT or \"off\": whoever can reach it can read it", c.SnapshotAddress)
+	}
 	if c.WebhookAddress != off && (c.WebhookService == "" || c.WebhookConfiguration == "") {
 		bad("webhook-service", "and --webhook-configuration must not be empty while --webhook-address is %q", c.WebhookAddress)
 	}
@@ -102,6 +107,11 @@ func (c *Config) Validate() error {
 		bad("warm-grace", "%s: must not be negative", c.WarmGrace)
 	}
 	return errors.Join(errs...)
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // bind puts the common host into an address that names none.

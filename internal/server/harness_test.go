@@ -55,7 +55,7 @@ func config(t *testing.T, rc *rest.Config, ns string) Config {
 	cfg := DefaultConfig()
 	cfg.Namespace, cfg.Kubeconfig, cfg.Context = ns, kubetest.Kubeconfig(t, rc), "test"
 	cfg.BindAddress, cfg.WebhookAddress = "127.0.0.1", off
-	for _, a := range []*string{&cfg.RelayAddress, &cfg.HealthAddress, &cfg.MetricsAddress} {
+	for _, a := range []*string{&cfg.RelayAddress, &cfg.HealthAddress, &cfg.MetricsAddress, &cfg.SnapshotAddress} {
 		*a = freeAddress(t)
 	}
 	cfg.WarmGrace = 2 * time.Second

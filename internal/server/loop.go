@@ -10,49 +10,46 @@ import (
 	"sync"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
-
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	relayv1 "ambitmesh.dev/ambit/api/relay/v1"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/registry"
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/relay/synclog"
-	"ambitmesh.dev/ambit/internal/report"
 	"ambitmesh.dev/ambit/internal/state"
 	"ambitmesh.dev/ambit/internal/translate"
-	"ambitmesh.dev/ambit/internal/version"
 )
 
-// lookEvery is how often heartbeats and refusals are looked at when nothing else happens.
-const lookEvery = 5 * time.Second
+const (
+	// lookEvery is how often heartbeats and refusals are looked at when nothing else happens.
+	lookEvery = 5 * time.Second
+	// settleFor is the least time from one round to the next when agents report: what they report comes in bursts. The first after quiet goes at once.
+	settleFor = 20 * time.Millisecond
+	// briskly is the same when people write something.
+	briskly = 5 * time.Millisecond
+)
 
-// settleFor lets changes that come together be handled together.
-const settleFor = 20 * time.Millisecond
-
-// loop is the one way through: snapshot, translate, publish, report. Only the leader runs it.
+// loop is the one way through: snapshot, translate, publish. What it comes to goes to the reporter. Only the leader runs it.
 type loop struct {
-	cfg      *Config
-	log      *slog.Logger
-	hub      *relay.Hub
-	registry *registry.Registry
-	state    *state.State
-	writer   *report.Writer
-	events   *report.Events
-	metrics  *metrics
-	clusters bell // rings when a KubernetesCluster changes
-	started  time.Time
+	cfg        *Config
+	log        *slog.Logger
+	hub        *relay.Hub
+	registry   *registry.Registry
+	state      *state.State
+	translator *translate.Translator
+	reporter   *reporter
+	metrics    *metrics
+	written    bell // rings when somebody writes an object that is read here
+	started    time.Time
 
 	relayBell bell
 	mu        sync.Mutex
 	changed   map[mesh.ClusterName]bool // by the relay, since the last round
 
-	known     map[mesh.ClusterName]string // registered, as of the last round: name to metadata.uid
-	result    translate.Result
-	desired   map[mesh.ClusterName]map[mesh.Ref]mesh.Fingerprint
-	published map[mesh.ClusterName]bool
-	refused   map[mesh.ClusterName]time.Time // last refusal told
-	warmth    string
+	known  map[mesh.ClusterName]string // registered, as of the last round: name to metadata.uid
+	sent   map[mesh.ClusterName]sent
+	warmth translate.Warmth
+	wake   time.Time // when an override ends; zero: none does
 }
 
 // follow takes note of what changes on the relay.
@@ -76,57 +73,119 @@ func (l *loop) run(ctx context.Context) error {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
+		begin := time.Now()
 		if err := l.once(ctx); err != nil && ctx.Err() == nil {
 			l.log.Warn("round not finished, trying again", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !l.await(ctx, tick.C, begin) {
 			return nil
-		case <-tick.C:
-		case <-l.clusters:
-		case <-l.relayBell:
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(settleFor):
-		}
+	}
+}
+
+// await returns when the next round is due, which is false when ctx has ended: at once after quiet, a moment later in a burst, so that what comes together is handled together.
+func (l *loop) await(ctx context.Context, tick <-chan time.Time, begin time.Time) bool {
+	var ends <-chan time.Time
+	if !l.wake.IsZero() {
+		ends = time.After(max(time.Until(l.wake), briskly))
+	}
+	least := settleFor
+	select {
+	case <-ctx.Done():
+		return false
+	case <-tick:
+	case <-ends:
+	case <-l.relayBell:
+	case <-l.written:
+		least = briskly
+	}
+	rest := time.Until(begin.Add(least))
+	if rest <= 0 {
+		return true
+	}
+	settled := time.NewTimer(rest)
+	defer settled.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-settled.C:
+		return true
+	case <-l.written: // people don't wait for agents
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(time.Until(begin.Add(briskly))):
+		return true
 	}
 }
 
 func (l *loop) once(ctx context.Context) error {
 	begin := time.Now()
 	defer func() { l.metrics.round.Observe(time.Since(begin).Seconds()) }()
-	l.observe()
-	snap, sources, err := l.state.Take(ctx)
+	n := news{touched: l.observe()}
+	snap, sources, err := l.state.Take(ctx, begin)
 	if err != nil {
+		l.reporter.post(nil, n)
 		return err
 	}
-	members := l.membership(ctx, sources) // its error must not keep the rest from working
+	n.changed, n.gone = sources.Changed, sources.Gone
+	l.wake = sources.NextEnd
+	members := l.membership(ctx, sources.Clusters) // its error must not keep the rest from working
 	translated := time.Now()
-	if l.result, err = translate.All(snap); err != nil {
+	result, err := l.translator.Next(snap)
+	if err != nil {
+		for c, s := range l.sent { // nobody knows what the next delta will be against
+			s.whole = false
+			l.sent[c] = s
+		}
+		l.reporter.post(nil, n)
 		return fmt.Errorf("translate: %w", err)
 	}
 	l.metrics.translation.Observe(time.Since(translated).Seconds())
-	return errors.Join(members, l.publish(snap), l.report(ctx, snap, sources))
+	published := l.publish(snap, &result)
+	for _, d := range result.Changed {
+		for _, refs := range [][]mesh.Ref{d.Set, d.Gone} {
+			for _, ref := range refs {
+				n.touched[ref] = true
+			}
+		}
+	}
+	l.reporter.post(l.view(snap, sources, result), n)
+	return errors.Join(members, published)
 }
 
-// observe takes up the inventories that changed.
-func (l *loop) observe() {
+// observe takes up what changed in the inventories, and says of which objects another outcome is known.
+func (l *loop) observe() map[mesh.Ref]bool {
 	l.mu.Lock()
 	changed := l.changed
 	l.changed = map[mesh.ClusterName]bool{}
 	l.mu.Unlock()
+	touched := map[mesh.Ref]bool{}
 	for c := range changed {
-		items, warm := l.hub.Inventory(c)
-		l.state.Observe(c, func(yield func(mesh.ItemKey, []byte) bool) {
-			for k, v := range items {
-				if !yield(mesh.ItemKey{Type: k.Type, Name: k.Name}, v) {
-					return
+		ch, warm := l.hub.TakeInventory(c)
+		outcomes := l.state.Observe(c, state.Change{
+			Complete: warm,
+			Set: func(yield func(mesh.ItemKey, []byte) bool) {
+				for k, v := range ch.Set {
+					if !yield(mesh.ItemKey(k), v) {
+						return
+					}
 				}
-			}
-		}, warm)
+			},
+			Gone: func(yield func(mesh.ItemKey) bool) {
+				for _, k := range ch.Deleted {
+					if !yield(mesh.ItemKey(k)) {
+						return
+					}
+				}
+			},
+		})
+		for _, ref := range outcomes {
+			touched[ref] = true
+		}
 	}
+	return touched
 }
 
 // membership ends what belongs to clusters that are gone, and lets in those that are new.
@@ -145,8 +204,7 @@ func (l *loop) membership(ctx context.Context, sources map[mesh.ClusterName]*adm
 		l.log.Info("cluster deregistered", "cluster", c)
 		l.hub.Forget(c, gone[c])
 		l.state.Forget(c)
-		delete(l.published, c)
-		delete(l.refused, c)
+		delete(l.sent, c)
 	}
 	for c, uid := range registered {
 		if l.known[c] != uid {
@@ -157,124 +215,94 @@ func (l *loop) membership(ctx context.Context, sources map[mesh.ClusterName]*adm
 	return err
 }
 
-// publish hands each cluster's desired state to the hub, as far as safe mode allows.
-func (l *loop) publish(snap *mesh.Snapshot) error {
+// sent is how far the hub has a cluster's desired state.
+type sent struct {
+	whole    bool // it has all of the state before this round
+	complete bool // and was told so
+	ever     bool
+}
+
+// publish hands each cluster's desired state to the hub, as far as safe mode allows: whole the first time, after that only what changed.
+func (l *loop) publish(snap *mesh.Snapshot, result *translate.Result) error {
 	w := translate.Warm(snap, time.Since(l.started), l.cfg.WarmGrace)
 	l.metrics.waiting.Set(float64(len(w.Waiting)))
-	if w.Reason != l.warmth {
-		l.warmth = w.Reason
+	if w.Reason != l.warmth.Reason {
 		l.log.Info("safe mode", "send", w.Add, "remove", w.Remove, "why", w.Reason)
 	}
-	if !w.Add {
-		return nil
-	}
-	l.desired = make(map[mesh.ClusterName]map[mesh.Ref]mesh.Fingerprint, len(l.result.Objects))
-	var errs []error
-	for c, objects := range l.result.Objects {
-		items := make(map[synclog.Key][]byte, len(objects))
-		prints := make(map[mesh.Ref]mesh.Fingerprint, len(objects))
-		for ref, o := range objects {
-			items[synclog.Key{Type: mesh.ItemObject, Name: ref.String()}] = o.Manifest
-			prints[ref] = mesh.FingerprintOf(o.Manifest)
+	l.warmth = w
+	for c, s := range l.sent {
+		if _, wanted := result.Objects[c]; !wanted { // left alone for now: later deltas won't tell how it differs from what the hub has
+			s.whole = false
+			l.sent[c] = s
 		}
-		l.desired[c] = prints
+	}
+	var errs []error
+	for c, objects := range result.Objects {
+		s := l.sent[c]
+		delta, differs := result.Changed[c]
+		if !w.Add {
+			s.whole = s.whole && !differs
+			l.sent[c] = s
+			continue
+		}
 		m := snap.Cluster(c)
 		// its own inventory decides too: what should be in a cluster depends on what is there
 		complete := w.Remove && (m.SkipWarming || m.Inventory != nil && m.Inventory.Complete)
-		if err := l.hub.Publish(c, items, complete); err != nil {
-			errs = append(errs, fmt.Errorf("cluster %q: publish: %w", c, err))
+		var err error
+		switch {
+		case !s.whole || s.complete != complete:
+			err = l.hub.Publish(c, items(objects, nil), complete)
+		case differs:
+			err = l.hub.Update(c, items(objects, delta.Set), keys(delta.Gone), complete)
+		default:
 			continue
 		}
-		l.published[c] = true
+		if err != nil {
+			s.whole = false
+			errs = append(errs, fmt.Errorf("cluster %q: publish: %w", c, err))
+		} else {
+			s = sent{whole: true, complete: complete, ever: true}
+		}
+		l.sent[c] = s
 	}
 	return errors.Join(errs...)
 }
 
-// report says in the API what is so. The first failure to write ends it: the API server is away, and the next round will say it all.
-func (l *loop) report(ctx context.Context, snap *mesh.Snapshot, sources map[mesh.ClusterName]*adminv2.KubernetesCluster) error {
-	now := time.Now()
-	sessions := map[mesh.ClusterName]relay.SessionInfo{}
-	for _, s := range l.hub.Sessions() {
-		sessions[s.Cluster] = s
-	}
-	count := map[adminv2.ConnectionState]int{}
-	defer func() {
-		for _, c := range []adminv2.ConnectionState{adminv2.ConnectionConnected, adminv2.ConnectionDisconnected, adminv2.ConnectionPending} {
-			l.metrics.clusters.WithLabelValues(string(c)).Set(float64(count[c]))
-		}
-	}()
-	for i := range snap.Clusters {
-		c := &snap.Clusters[i]
-		kc, s := sources[c.Name], sessions[c.Name]
-		last := l.writer.Last(kc)
-		if !s.Connected && last.Connection == adminv2.ConnectionConnected && now.Sub(l.started) < l.cfg.WarmGrace && !s.LastRefusalAt.After(l.started) {
-			count[adminv2.ConnectionConnected]++ // this server has just started: give its agent time to come back before saying it is gone
-			continue
-		}
-		next := report.Next(last, report.Input{
-			Cluster: *c, Session: session(s, now), Conditions: l.result.Conditions[c.Source],
-			Desired: l.desired[c.Name], Published: l.published[c.Name], ServerVersion: version.Version,
-		}, now)
-		count[next.Connection]++
-		if err := l.say(ctx, kc, last, next, s, now); err != nil {
-			return err
-		}
-		wrote, err := l.writer.Write(ctx, kc, next)
-		if err != nil {
-			l.metrics.statusErrors.Inc()
-			return err
-		}
-		if wrote {
-			l.metrics.statusWrites.Inc()
-		}
-	}
-	return nil
+func key(ref mesh.Ref) synclog.Key {
+	return synclog.Key{Type: mesh.ItemObject, Name: ref.String()}
 }
 
-// say writes the Events that go with a change of status.
-func (l *loop) say(ctx context.Context, kc *adminv2.KubernetesCluster, last, next adminv2.KubernetesClusterStatus, s relay.SessionInfo, now time.Time) error {
-	if last.RegisteredBy == "" && next.RegisteredBy != "" {
-		if err := l.events.Once(ctx, kc, adminv2.EventRegistered, "Registered by "+next.RegisteredBy, next.RegisteredAt.Time); err != nil {
-			return err
-		}
+func keys(refs []mesh.Ref) []synclog.Key {
+	out := make([]synclog.Key, len(refs))
+	for i, ref := range refs {
+		out[i] = key(ref)
 	}
-	c := mesh.ClusterName(kc.Name)
-	if s.LastRefusal != nil && s.LastRefusalAt.After(l.refused[c]) {
-		if err := l.events.Say(ctx, kc, corev1.EventTypeWarning, adminv2.EventRefused, s.LastRefusal.Message, now); err != nil {
-			return err
-		}
-		l.refused[c] = s.LastRefusalAt
-	}
-	was := last.Connection
-	switch {
-	case next.Connection == adminv2.ConnectionConnected && was != adminv2.ConnectionConnected:
-		return l.events.Say(ctx, kc, corev1.EventTypeNormal, adminv2.EventConnected, fmt.Sprintf("the agent (version %s) has connected", next.AgentVersion), now)
-	case next.Connection == adminv2.ConnectionDisconnected && was == adminv2.ConnectionConnected:
-		return l.events.Say(ctx, kc, corev1.EventTypeWarning, adminv2.EventDisconnected, "the agent's session has ended; the cluster keeps what it has", now)
-	}
-	return nil
+	return out
 }
 
-// refusalsCount is how long a refusal is told beside a session that is up: somebody else tries, or tried.
-const refusalsCount = 10 * time.Minute
-
-// session puts the relay's view into the shared nouns.
-func session(s relay.SessionInfo, now time.Time) mesh.Session {
-	out := mesh.Session{
-		Connected: s.Connected, Since: s.Since, LastHeartbeat: s.LastHeartbeat, AgentVersion: s.AgentVersion, UID: s.UID,
-		Offset: s.Offset, Measured: s.RTT > 0,
+// items are those objects as the relay carries them; only nil: all.
+func items(objects translate.Objects, only []mesh.Ref) map[synclog.Key][]byte {
+	if only == nil {
+		out := make(map[synclog.Key][]byte, len(objects))
+		for ref, o := range objects {
+			out[key(ref)] = o.Manifest
+		}
+		return out
 	}
-	if s.Connected && out.LastHeartbeat.Before(s.Since) {
-		out.LastHeartbeat = s.Since // Hello is a sign of life as well
-	}
-	if r := s.LastRefusal; r != nil && (!s.Connected && s.LastRefusalAt.After(s.LastHeartbeat) || s.Connected && s.LastRefusalAt.After(s.Since) && now.Sub(s.LastRefusalAt) < refusalsCount) {
-		switch r.Reason {
-		case relayv1.Goodbye_WRONG_CLUSTER, relayv1.Goodbye_BAD_CERTIFICATE, relayv1.Goodbye_REVOKED, relayv1.Goodbye_BAD_TOKEN:
-			out.Refusal, out.RefusedIdentity = r.Message, true
-		case relayv1.Goodbye_NOT_REGISTERED, relayv1.Goodbye_VERSION_SKEW, relayv1.Goodbye_PROTOCOL_ERROR:
-			out.Refusal = r.Message
-		default: // shutting down, replaced, overloaded: it will be back
+	out := make(map[synclog.Key][]byte, len(only))
+	for _, ref := range only {
+		if o, ok := objects[ref]; ok {
+			out[key(ref)] = o.Manifest
 		}
 	}
 	return out
+}
+
+// view is what the reporter needs of this round.
+func (l *loop) view(snap *mesh.Snapshot, src state.Sources, result translate.Result) *view {
+	v := &view{at: time.Now(), snapshot: snap, clusters: src.Clusters, ended: src.Ended, result: result, warm: l.warmth.Add, why: l.warmth.Reason, published: make(map[mesh.ClusterName]bool, len(l.sent))}
+	for c, s := range l.sent {
+		v.published[c] = s.ever
+	}
+	return v
 }

@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -23,6 +25,7 @@ import (
 	"ambitmesh.dev/ambit/internal/relaysecrets"
 	"ambitmesh.dev/ambit/internal/report"
 	"ambitmesh.dev/ambit/internal/state"
+	"ambitmesh.dev/ambit/internal/translate"
 	"ambitmesh.dev/ambit/internal/validate"
 	"ambitmesh.dev/ambit/internal/version"
 )
@@ -50,6 +53,7 @@ type server struct {
 	events  *report.Events
 	certs   *admission.Certificates
 	deleted chan admission.Deletion
+	leading atomic.Pointer[reporter] // nil while this replica does not lead
 }
 
 // Run serves until ctx ends (nil) or a task fails (its name is in the error).
@@ -80,6 +84,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	if l := listeners["metrics"]; l != nil {
 		tasks = append(tasks, task{"metrics", func(ctx context.Context) error { return serveHTTP(ctx, l, s.metrics.handler(), log) }})
+	}
+	if l := listeners["snapshot"]; l != nil {
+		tasks = append(tasks, task{"snapshot", func(ctx context.Context) error { return serveHTTP(ctx, l, s.snapshotHandler(), log) }})
 	}
 	if l := listeners["webhook"]; l != nil {
 		handler := admission.NewHandler(validate.Options{AdminNamespace: cfg.Namespace}, time.Now, log, s.noteDeletion)
@@ -115,22 +122,33 @@ func (s *server) connect() error {
 	})
 	s.state = state.New(state.Config{
 		Cache: s.watch.cache, API: s.api, Namespace: s.cfg.Namespace, ServerVersion: version.Version, ManagementCluster: s.cfg.Cluster, Log: s.log,
-		Invalid: func(kc *adminv2.KubernetesCluster) string {
-			if errs := validate.KubernetesCluster(kc, nil, validate.Options{AdminNamespace: s.cfg.Namespace}); len(errs) > 0 {
-				return errs.ToAggregate().Error()
-			}
-			return ""
-		},
+		Invalid: invalid(validate.Options{AdminNamespace: s.cfg.Namespace}),
 	})
+	s.watch.sources = s.state
 	s.events = report.NewEvents(s.api, Name)
 	s.certs = admission.NewCertificates(s.api, s.cfg.Namespace, s.cfg.WebhookConfiguration, admission.ServerNames(s.cfg.WebhookService, s.cfg.Namespace, s.cfg.ClusterDomain), s.log)
 	return nil
 }
 
+// invalid says what is wrong with an object that came past the webhook, empty for nothing.
+func invalid(o validate.Options) func(client.Object) string {
+	return func(obj client.Object) string {
+		var errs field.ErrorList
+		switch obj := obj.(type) {
+		case *adminv2.KubernetesCluster:
+			errs = validate.KubernetesCluster(obj, nil, o)
+		}
+		if len(errs) == 0 {
+			return ""
+		}
+		return errs.ToAggregate().Error()
+	}
+}
+
 // listen opens every port before anything starts, so that a port in use is said at once, with its flag.
 func (s *server) listen(ctx context.Context) (map[string]net.Listener, error) {
 	out := map[string]net.Listener{}
-	for name, address := range map[string]string{"relay": s.cfg.RelayAddress, "webhook": s.cfg.WebhookAddress, "health": s.cfg.HealthAddress, "metrics": s.cfg.MetricsAddress} {
+	for name, address := range map[string]string{"relay": s.cfg.RelayAddress, "webhook": s.cfg.WebhookAddress, "health": s.cfg.HealthAddress, "metrics": s.cfg.MetricsAddress, "snapshot": s.cfg.SnapshotAddress} {
 		if address == off {
 			continue
 		}
@@ -223,14 +241,16 @@ func (s *server) serveRelay(ctx context.Context) error {
 	}
 	hub := relay.NewHub(relay.HubConfig{Family: s.secrets, Gate: reg, Log: s.log, Version: version.Version})
 	s.metrics.registry.MustRegister(hub.Collector())
+	rep := newReporter(s.cfg, s.log, hub, s.state, s.api, s.events, s.metrics)
 	lp := &loop{
-		cfg: s.cfg, log: s.log, hub: hub, registry: reg, state: s.state, writer: report.NewWriter(s.api), events: s.events, metrics: s.metrics,
-		clusters: s.watch.clusters, relayBell: newBell(), started: time.Now(), changed: map[mesh.ClusterName]bool{},
-		published: map[mesh.ClusterName]bool{}, refused: map[mesh.ClusterName]time.Time{},
+		cfg: s.cfg, log: s.log, hub: hub, registry: reg, state: s.state, translator: translate.New(), reporter: rep, metrics: s.metrics,
+		written: s.watch.written, relayBell: newBell(), started: time.Now(), changed: map[mesh.ClusterName]bool{}, sent: map[mesh.ClusterName]sent{},
 	}
 	if err := persist(ctx, s.log, "first round", lp.once); err != nil {
 		return err
 	}
+	s.leading.Store(rep)
+	defer s.leading.Store(nil)
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.bind(s.cfg.RelayAddress))
 	if err != nil {
 		return fmt.Errorf("--relay-address %s: %w", s.cfg.RelayAddress, err)
@@ -241,7 +261,8 @@ func (s *server) serveRelay(ctx context.Context) error {
 	return runAll(ctx, []task{
 		{"relay", func(ctx context.Context) error { return hub.Serve(ctx, l) }},
 		{"relay changes", lp.follow},
-		{"clusters", lp.run},
+		{"rounds", lp.run},
+		{"status", rep.run},
 	})
 }
 

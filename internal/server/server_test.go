@@ -50,7 +50,7 @@ func TestFirstStart(t *testing.T) {
 	})
 	// a port in use is said at once, with its flag
 	second := cfg
-	second.RelayAddress, second.HealthAddress = freeAddress(t), freeAddress(t)
+	second.RelayAddress, second.HealthAddress, second.SnapshotAddress = freeAddress(t), freeAddress(t), freeAddress(t)
 	if err := Run(t.Context(), second, discard()); err == nil || !strings.Contains(err.Error(), "--metrics-address") {
 		t.Errorf("port in use: %v", err)
 	}

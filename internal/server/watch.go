@@ -18,22 +18,36 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/admission"
 	"ambitmesh.dev/ambit/internal/kube"
 	"ambitmesh.dev/ambit/internal/relaysecrets"
 )
 
-// watcher keeps the few objects the server needs in memory, and rings when one changes: KubernetesClusters whole, of Secrets and webhook configurations only the metadata.
+// watcher keeps the objects the server needs in memory, and rings when one changes: what people write for the mesh whole, of Secrets, Namespaces and webhook
+// configurations only the metadata.
 type watcher struct {
 	cache  cache.Cache
 	log    *slog.Logger
 	synced chan struct{}
 
-	clusters                 bell
+	written                  bell                                          // a KubernetesCluster, or what sources take
+	sources                  sources                                       // set before run
+	told                     []toolscache.ResourceEventHandlerRegistration // of sources: they have been told of everything there is
 	secretsLoad, secretsKeep bell
 	webhookLoad, webhookKeep bell
 	webhook                  bool
 	relay                    []string // names of the relay's Secrets
+}
+
+// sources are told of every AccessPolicy, Workspace, WorkspaceSettings, PolicyOverride and Namespace. They answer whether it matters.
+type sources interface {
+	Put(client.Object) bool
+	Remove(client.Object) bool
+}
+
+func namespaceMeta() *metav1.PartialObjectMetadata {
+	return &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: corev1.SchemeGroupVersion.String(), Kind: "Namespace"}}
 }
 
 func secretMeta() *metav1.PartialObjectMetadata {
@@ -65,7 +79,7 @@ func newWatcher(rc *rest.Config, scheme *runtime.Scheme, cfg *Config, log *slog.
 		return nil, fmt.Errorf("cache: %w", err)
 	}
 	return &watcher{
-		cache: c, log: log, synced: make(chan struct{}), clusters: newBell(), secretsLoad: newBell(), secretsKeep: newBell(), webhookLoad: newBell(), webhookKeep: newBell(),
+		cache: c, log: log, synced: make(chan struct{}), written: newBell(), secretsLoad: newBell(), secretsKeep: newBell(), webhookLoad: newBell(), webhookKeep: newBell(),
 		webhook: cfg.WebhookAddress != off, relay: append(cfg.Secrets.All(), relaysecrets.Journal),
 	}, nil
 }
@@ -83,6 +97,11 @@ func (w *watcher) run(ctx context.Context) error {
 		}
 		return <-started
 	}
+	for _, r := range w.told {
+		if !toolscache.WaitForCacheSync(ctx.Done(), r.HasSynced) {
+			return <-started
+		}
+	}
 	close(w.synced)
 	return <-started
 }
@@ -97,6 +116,9 @@ func (w *watcher) wait(ctx context.Context) error {
 }
 
 func (w *watcher) subscribe(ctx context.Context) error {
+	if err := w.subscribeSources(ctx); err != nil {
+		return err
+	}
 	type subscription struct {
 		object client.Object
 		wants  func(name string) bool
@@ -104,7 +126,7 @@ func (w *watcher) subscribe(ctx context.Context) error {
 	}
 	webhookSecret := func(n string) bool { return n == admission.Secret }
 	subs := []subscription{
-		{&adminv2.KubernetesCluster{}, func(string) bool { return true }, []bell{w.clusters}},
+		{&adminv2.KubernetesCluster{}, func(string) bool { return true }, []bell{w.written}},
 		{secretMeta(), func(n string) bool { return slices.Contains(w.relay, n) }, []bell{w.secretsLoad, w.secretsKeep}},
 	}
 	if w.webhook {
@@ -139,6 +161,36 @@ func (w *watcher) subscribe(ctx context.Context) error {
 		}); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// subscribeSources tells the sources of everything, and rings for what matters to them. It may be called again after an error.
+func (w *watcher) subscribeSources(ctx context.Context) error {
+	gone := func(o any) {
+		if last, ok := o.(toolscache.DeletedFinalStateUnknown); ok {
+			o = last.Obj
+		}
+		if o, ok := o.(client.Object); ok && w.sources.Remove(o) {
+			w.written.ring()
+		}
+	}
+	put := func(o any) {
+		if o, ok := o.(client.Object); ok && w.sources.Put(o) {
+			w.written.ring()
+		}
+	}
+	kinds := []client.Object{&securityv2.AccessPolicy{}, &securityv2.PolicyOverride{}, &adminv2.Workspace{}, &adminv2.WorkspaceSettings{}, namespaceMeta()}
+	for _, kind := range kinds[len(w.told):] {
+		informer, err := w.cache.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
+		if err != nil {
+			return err
+		}
+		told, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{AddFunc: put, UpdateFunc: func(_, now any) { put(now) }, DeleteFunc: gone})
+		if err != nil {
+			return err
+		}
+		w.told = append(w.told, told)
 	}
 	return nil
 }

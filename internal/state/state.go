@@ -1,12 +1,12 @@
 // Package state gathers everything the server knows into one immutable mesh.Snapshot. It is the only reader of registered clusters in the server.
 //
-// In: the cache of KubernetesClusters of the admin namespace, and what agents reported (Observe). Out: Take: a Snapshot, with the objects it was made of.
+// In: the cache of KubernetesClusters of the admin namespace, what agents reported (Observe), and the other objects of the management cluster as they are written
+// (Put, Remove). Out: Take: a Snapshot, with the objects it was made of. What has not changed is the same pointer from Snapshot to Snapshot, and costs nothing.
 // It must not write, decide, or hand out anything that it changes afterwards.
 package state
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -29,35 +29,46 @@ type Config struct {
 	Namespace         string
 	ServerVersion     string
 	ManagementCluster string
-	// Invalid says what is wrong with a cluster, empty for nothing. The webhook refuses such objects; this is for those that came past it.
-	Invalid func(*adminv2.KubernetesCluster) string
+	// Invalid says what is wrong with a KubernetesCluster, AccessPolicy, Workspace, WorkspaceSettings or PolicyOverride, empty for nothing. The webhook refuses
+	// such objects; this is for those that came past it.
+	Invalid func(client.Object) string
 	Log     *slog.Logger
 }
 
-// State keeps the inventories, decoded.
+// State keeps the inventories, decoded, and what people wrote in the management cluster.
 type State struct {
 	cfg Config
 
 	mu          sync.Mutex
-	inventories map[mesh.ClusterName]*mesh.Inventory
+	inventories map[mesh.ClusterName]*inventory
+	sources     *sources
 }
 
 // New returns a State.
 func New(cfg Config) *State {
-	return &State{cfg: cfg, inventories: map[mesh.ClusterName]*mesh.Inventory{}}
+	return &State{cfg: cfg, inventories: map[mesh.ClusterName]*inventory{}, sources: newSources()}
 }
 
-// Observe replaces what is known of a cluster. Items that can't be decoded are logged and left out: one bad item must not hide the others.
-func (s *State) Observe(c mesh.ClusterName, items iter.Seq2[mesh.ItemKey, []byte], complete bool) {
-	inv := &mesh.Inventory{Complete: complete, Outcomes: map[mesh.Ref]mesh.Outcome{}}
-	for key, value := range items {
-		if err := decode(inv, key, value); err != nil {
-			s.cfg.Log.Warn("item of an inventory left out", "cluster", c, "type", key.Type, "name", key.Name, "error", err)
-		}
-	}
+// Change is what has become different in what an agent reports.
+type Change struct {
+	Set      iter.Seq2[mesh.ItemKey, []byte]
+	Gone     iter.Seq[mesh.ItemKey]
+	Complete bool // the whole has been received at least once
+}
+
+// Observe takes up a change, and says which outcomes of applies are concerned. Items that can't be decoded are logged and left out: one bad item must not hide
+// the others. What is in the Snapshots handed out before stays as it is.
+func (s *State) Observe(c mesh.ClusterName, ch Change) (outcomes []mesh.Ref) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.inventories[c] = inv
+	inv := s.inventories[c]
+	if inv == nil {
+		inv = newInventory()
+		s.inventories[c] = inv
+	}
+	return inv.observe(ch, func(key mesh.ItemKey, err error) {
+		s.cfg.Log.Warn("item of an inventory left out", "cluster", c, "type", key.Type, "name", key.Name, "error", err)
+	})
 }
 
 // Forget drops what a deregistered cluster reported.
@@ -67,32 +78,25 @@ func (s *State) Forget(c mesh.ClusterName) {
 	delete(s.inventories, c)
 }
 
-func decode(inv *mesh.Inventory, key mesh.ItemKey, value []byte) error {
-	switch key.Type {
-	case mesh.ItemCluster:
-		return json.Unmarshal(value, &inv.Info)
-	case mesh.ItemOutcome:
-		ref, ok := mesh.ParseRef(key.Name)
-		if !ok {
-			return fmt.Errorf("outcome %q: want group/version/kind/namespace/name", key.Name)
-		}
-		var o mesh.Outcome
-		if err := json.Unmarshal(value, &o); err != nil {
-			return err
-		}
-		inv.Outcomes[ref] = o
-	}
-	return nil // types of a newer agent, or not needed yet
+// Sources are the objects a Snapshot was made of. They must not be changed.
+type Sources struct {
+	Clusters map[mesh.ClusterName]*adminv2.KubernetesCluster
+	// Changed are the others that were written, be it only their status, since the Take before; Gone those that were deleted.
+	Changed []mesh.Ref
+	Gone    []mesh.Ref
+	// Ended are the overrides that are over and still there; NextEnd is when the next one ends; zero: none.
+	Ended   []mesh.Ref
+	NextEnd time.Time
 }
 
-// Take returns the Snapshot of this moment, and the KubernetesClusters it was made of, which must not be changed.
-func (s *State) Take(ctx context.Context) (*mesh.Snapshot, map[mesh.ClusterName]*adminv2.KubernetesCluster, error) {
+// Take returns the Snapshot of this moment, and what it was made of. For one caller at a time.
+func (s *State) Take(ctx context.Context, now time.Time) (*mesh.Snapshot, Sources, error) {
 	var list adminv2.KubernetesClusterList
 	if err := s.cfg.Cache.List(ctx, &list, client.InNamespace(s.cfg.Namespace), client.UnsafeDisableDeepCopy); err != nil {
-		return nil, nil, fmt.Errorf("list KubernetesClusters: %w", err)
+		return nil, Sources{}, fmt.Errorf("list KubernetesClusters: %w", err)
 	}
 	snap := &mesh.Snapshot{ServerVersion: s.cfg.ServerVersion, ManagementCluster: s.cfg.ManagementCluster, AdminNamespace: s.cfg.Namespace}
-	sources := make(map[mesh.ClusterName]*adminv2.KubernetesCluster, len(list.Items))
+	src := Sources{Clusters: make(map[mesh.ClusterName]*adminv2.KubernetesCluster, len(list.Items))}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i := range list.Items {
@@ -102,10 +106,11 @@ func (s *State) Take(ctx context.Context) (*mesh.Snapshot, map[mesh.ClusterName]
 		}
 		c := s.cluster(kc)
 		snap.Clusters = append(snap.Clusters, c)
-		sources[c.Name] = kc
+		src.Clusters[c.Name] = kc
 	}
 	slices.SortFunc(snap.Clusters, func(a, b mesh.Cluster) int { return strings.Compare(string(a.Name), string(b.Name)) })
-	return snap, sources, nil
+	s.sources.take(snap, &src, now)
+	return snap, src, nil
 }
 
 func (s *State) cluster(kc *adminv2.KubernetesCluster) mesh.Cluster {
@@ -120,7 +125,7 @@ func (s *State) cluster(kc *adminv2.KubernetesCluster) mesh.Cluster {
 		Source:        mesh.Ref{Group: gv.Group, Version: gv.Version, Kind: "KubernetesCluster", Namespace: kc.Namespace, Name: kc.Name},
 		ClusterDomain: kc.Spec.ClusterDomain, SkipWarming: kc.Spec.SkipWarming,
 		RegisteredBy: kc.Annotations[adminv2.AnnotationRegisteredBy], RegisteredAt: at.UTC(),
-		UID: mesh.ClusterUID(kc.Status.ClusterUID), Invalid: s.cfg.Invalid(kc), Inventory: s.inventories[name],
+		UID: mesh.ClusterUID(kc.Status.ClusterUID), Invalid: s.cfg.Invalid(kc), Inventory: s.inventories[name].snapshot(),
 	}
 }
 

@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 )
 
 // server is the test binary's API server; a package variable because testing.M has nowhere to keep it.
@@ -92,7 +93,7 @@ func start(t testing.TB) (*envtest.Environment, *rest.Config) {
 func Client(t testing.TB, cfg *rest.Config) client.WithWatch {
 	t.Helper()
 	s := kruntime.NewScheme()
-	for _, add := range []func(*kruntime.Scheme) error{clientgoscheme.AddToScheme, apiextensionsv1.AddToScheme, adminv2.AddToScheme} {
+	for _, add := range []func(*kruntime.Scheme) error{clientgoscheme.AddToScheme, apiextensionsv1.AddToScheme, adminv2.AddToScheme, securityv2.AddToScheme} {
 		if err := add(s); err != nil {
 			t.Fatal(err)
 		}

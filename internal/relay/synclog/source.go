@@ -143,6 +143,39 @@ func (s *Source) Replace(items map[Key][]byte, complete bool) error {
 	return errors.Join(errs...)
 }
 
+// Update sets and deletes some keys, and says whether what the Source holds then is the whole state. Unlike Replace it does not look at the other keys. While
+// the state is not whole, nothing is deleted. An item that can't be sent is dealt with as Replace does.
+func (s *Source) Update(set map[Key][]byte, gone []Key, complete bool) error {
+	var errs []error
+	keys := make([]Key, 0, len(set))
+	for k, v := range set {
+		if err := CheckItem(k, v); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		keys = append(keys, k)
+	}
+	complete = complete && errs == nil
+	slices.SortFunc(keys, compareKeys)
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change := complete != s.complete
+	s.complete = complete
+	for _, k := range keys {
+		change = s.set(k, set[k]) || change
+	}
+	if complete {
+		for _, k := range gone {
+			change = s.remove(k) || change
+		}
+	}
+	if change {
+		s.tell()
+	}
+	return errors.Join(errs...)
+}
+
 func compareKeys(a, b Key) int {
 	if c := strings.Compare(a.Type, b.Type); c != 0 {
 		return c

@@ -1,0 +1,52 @@
+package server
+
+import (
+	"compress/gzip"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"ambitmesh.dev/ambit/internal/mesh"
+)
+
+// savedSnapshot is what GET /snapshot answers: what translation knows, and no secret.
+type savedSnapshot struct {
+	Snapshot *mesh.Snapshot `json:"snapshot"`
+	TakenAt  time.Time      `json:"takenAt"`
+}
+
+// snapshotHandler serves the leader's latest Snapshot, for `meshctl policy` and bug reports. It listens on loopback only: the right to forward to the Pod's port
+// is the right to read it.
+func (s *server) snapshotHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /snapshot", func(w http.ResponseWriter, r *http.Request) {
+		rep := s.leading.Load()
+		if rep == nil {
+			http.Error(w, "this replica does not lead: ask the one that holds the Lease "+s.cfg.Namespace+"/"+s.cfg.Lease, http.StatusServiceUnavailable)
+			return
+		}
+		v := rep.latest.Load()
+		if v == nil || !v.warm {
+			why := "there was no round yet"
+			if v != nil {
+				why = v.why
+			}
+			http.Error(w, "the management server has just started and does not know everything yet: "+why, http.StatusServiceUnavailable)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		var out io.Writer = w
+		if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			defer func() { _ = z.Close() }()
+			out = z
+		}
+		if err := json.NewEncoder(out).Encode(savedSnapshot{Snapshot: v.snapshot, TakenAt: v.at.UTC()}); err != nil {
+			s.log.Warn("snapshot not delivered", "error", err)
+		}
+	})
+	return mux
+}

@@ -1,0 +1,254 @@
+package state
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"ambitmesh.dev/ambit/internal/mesh"
+)
+
+// inventory is one cluster's, as it came. What it hands out is never touched again: a change makes new parts of what it concerns and keeps the others.
+type inventory struct {
+	complete   bool
+	info       mesh.ClusterInfo
+	outcomes   map[mesh.Ref]mesh.Outcome
+	namespaces map[string]*mesh.NamespaceInventory
+	named      map[string]bool // namespaces with an item of their own, not only with things in them
+
+	out *mesh.Inventory // of the above, or nil when something has changed since
+}
+
+func newInventory() *inventory {
+	return &inventory{outcomes: map[mesh.Ref]mesh.Outcome{}, namespaces: map[string]*mesh.NamespaceInventory{}, named: map[string]bool{}}
+}
+
+// snapshot is nil for a cluster that has not reported.
+func (i *inventory) snapshot() *mesh.Inventory {
+	if i == nil {
+		return nil
+	}
+	if i.out == nil {
+		i.out = &mesh.Inventory{Complete: i.complete, Info: i.info, Outcomes: i.outcomes, Namespaces: i.namespaces}
+	}
+	return i.out
+}
+
+// batch is what one change does to one namespace.
+type batch struct {
+	labels          *map[string]string // set: the Namespace itself was reported
+	gone            bool               // the Namespace itself is gone
+	services        edits[mesh.Service]
+	serviceAccounts edits[mesh.ServiceAccount]
+	workloads       edits[mesh.Workload]
+	gateways        edits[mesh.Gateway]
+	foreign         edits[mesh.ForeignPolicy]
+}
+
+func (i *inventory) observe(ch Change, bad func(mesh.ItemKey, error)) (changed []mesh.Ref) {
+	batches := map[string]*batch{}
+	outcomes := map[mesh.Ref]*mesh.Outcome{}
+	take := func(key mesh.ItemKey, value []byte) {
+		if err := i.take(key, value, batches, outcomes); err != nil {
+			bad(key, err)
+		}
+	}
+	if ch.Gone != nil {
+		for key := range ch.Gone {
+			take(key, nil)
+		}
+	}
+	if ch.Set != nil {
+		for key, value := range ch.Set {
+			take(key, value)
+		}
+	}
+	if i.complete != ch.Complete {
+		i.complete, i.out = ch.Complete, nil
+	}
+	i.namespacesFrom(batches)
+	return i.outcomesFrom(outcomes)
+}
+
+// take decodes one item into where it belongs; value nil: it is gone.
+func (i *inventory) take(key mesh.ItemKey, value []byte, batches map[string]*batch, outcomes map[mesh.Ref]*mesh.Outcome) error {
+	switch key.Type {
+	case mesh.ItemCluster:
+		var info mesh.ClusterInfo
+		if value != nil {
+			if err := json.Unmarshal(value, &info); err != nil {
+				return err
+			}
+		}
+		if !reflect.DeepEqual(info, i.info) {
+			i.info, i.out = info, nil
+		}
+		return nil
+	case mesh.ItemOutcome:
+		ref, ok := mesh.ParseRef(key.Name)
+		if !ok {
+			return fmt.Errorf("outcome %q: want group/version/kind/namespace/name", key.Name)
+		}
+		outcomes[ref] = nil
+		if value == nil {
+			return nil
+		}
+		var o mesh.Outcome
+		if err := json.Unmarshal(value, &o); err != nil {
+			delete(outcomes, ref)
+			return err
+		}
+		outcomes[ref] = &o
+		return nil
+	}
+	ns, name, _ := strings.Cut(key.Name, "/")
+	b := batches[ns]
+	if b == nil {
+		b = &batch{}
+		batches[ns] = b
+	}
+	switch key.Type {
+	case mesh.ItemNamespace:
+		if value == nil {
+			b.gone, b.labels = true, nil
+			return nil
+		}
+		var n mesh.Namespace
+		if err := json.Unmarshal(value, &n); err != nil {
+			return err
+		}
+		b.gone, b.labels = false, &n.Labels
+		return expect(key.Name, n.Name)
+	case mesh.ItemService:
+		return into(&b.services, name, value, func(s *mesh.Service) error { return expect(key.Name, s.Namespace, s.Name) })
+	case mesh.ItemServiceAccount:
+		return into(&b.serviceAccounts, name, value, func(s *mesh.ServiceAccount) error { return expect(key.Name, s.Namespace, s.Name) })
+	case mesh.ItemWorkload:
+		return into(&b.workloads, byName(name), value, func(w *mesh.Workload) error { return expect(key.Name, w.Namespace, w.Kind, w.Name) })
+	case mesh.ItemGateway:
+		return into(&b.gateways, name, value, func(g *mesh.Gateway) error { return expect(key.Name, g.Namespace, g.Name) })
+	case mesh.ItemForeign:
+		return into(&b.foreign, byName(name), value, func(f *mesh.ForeignPolicy) error { return expect(key.Name, f.Namespace, f.Kind, f.Name) })
+	}
+	return nil // types of a newer agent, or not needed yet
+}
+
+// byName turns "Kind/name" into what such lists are sorted by: the name first. The zero byte sorts before every character of a name.
+func byName(kindAndName string) string {
+	kind, name, _ := strings.Cut(kindAndName, "/")
+	return name + "\x00" + kind
+}
+
+// expect compares what an item says of itself with the name it came under.
+func expect(name string, parts ...string) error {
+	if got := strings.Join(parts, "/"); got != name {
+		return fmt.Errorf("it calls itself %q", got)
+	}
+	return nil
+}
+
+func into[E any](e *edits[E], name string, value []byte, check func(*E) error) error {
+	if *e == nil {
+		*e = edits[E]{}
+	}
+	if value == nil {
+		(*e)[name] = nil
+		return nil
+	}
+	v := new(E)
+	if err := json.Unmarshal(value, v); err != nil {
+		return err
+	}
+	if err := check(v); err != nil {
+		return err
+	}
+	(*e)[name] = v
+	return nil
+}
+
+func equal[E any](a, b *E) bool { return reflect.DeepEqual(a, b) }
+
+// namespacesFrom makes new shards of the namespaces whose content is different now.
+func (i *inventory) namespacesFrom(batches map[string]*batch) {
+	cloned := false
+	for ns, b := range batches {
+		old := i.namespaces[ns]
+		if old == nil {
+			old = &mesh.NamespaceInventory{}
+		}
+		next, changed := b.apply(old)
+		switch {
+		case b.gone:
+			delete(i.named, ns)
+		case b.labels != nil:
+			i.named[ns] = true
+		}
+		exists := i.named[ns] || len(next.Services)+len(next.ServiceAccounts)+len(next.Workloads)+len(next.Gateways)+len(next.Foreign) > 0
+		if !changed && exists == (i.namespaces[ns] != nil) {
+			continue
+		}
+		if !cloned {
+			i.namespaces, cloned, i.out = maps.Clone(i.namespaces), true, nil
+		}
+		if exists {
+			i.namespaces[ns] = next
+		} else {
+			delete(i.namespaces, ns)
+		}
+	}
+}
+
+func (b *batch) apply(old *mesh.NamespaceInventory) (*mesh.NamespaceInventory, bool) {
+	next, changed := *old, false
+	note := func(c bool) { changed = changed || c }
+	switch {
+	case b.gone && next.Labels != nil:
+		next.Labels = nil
+		note(true)
+	case b.labels != nil && !maps.Equal(*b.labels, next.Labels):
+		next.Labels = *b.labels
+		note(true)
+	}
+	var c bool
+	next.Services, c = merge(next.Services, b.services, func(s *mesh.Service) string { return s.Name }, equal[mesh.Service])
+	note(c)
+	next.ServiceAccounts, c = merge(next.ServiceAccounts, b.serviceAccounts, func(s *mesh.ServiceAccount) string { return s.Name }, equal[mesh.ServiceAccount])
+	note(c)
+	next.Workloads, c = merge(next.Workloads, b.workloads, func(w *mesh.Workload) string { return w.Name + "\x00" + w.Kind }, equal[mesh.Workload])
+	note(c)
+	next.Gateways, c = merge(next.Gateways, b.gateways, func(g *mesh.Gateway) string { return g.Name }, equal[mesh.Gateway])
+	note(c)
+	next.Foreign, c = merge(next.Foreign, b.foreign, func(f *mesh.ForeignPolicy) string { return f.Name + "\x00" + f.Kind }, equal[mesh.ForeignPolicy])
+	note(c)
+	if !changed {
+		return old, false
+	}
+	return &next, true
+}
+
+// outcomesFrom makes a new map of outcomes if any is different, and says which are.
+func (i *inventory) outcomesFrom(outcomes map[mesh.Ref]*mesh.Outcome) (changed []mesh.Ref) {
+	for ref, o := range outcomes {
+		old, had := i.outcomes[ref]
+		if o == nil && !had || o != nil && had && reflect.DeepEqual(*o, old) {
+			continue
+		}
+		changed = append(changed, ref)
+	}
+	if len(changed) == 0 {
+		return nil
+	}
+	i.outcomes, i.out = maps.Clone(i.outcomes), nil
+	for _, ref := range changed {
+		if o := outcomes[ref]; o != nil {
+			i.outcomes[ref] = *o
+		} else {
+			delete(i.outcomes, ref)
+		}
+	}
+	slices.SortFunc(changed, mesh.Ref.Compare)
+	return changed
+}
