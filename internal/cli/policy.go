@@ -38,7 +38,7 @@ Here -n is the namespace of policies; the management plane's own is --mgmt-names
 	flags.StringVarP(&p.namespace, "namespace", "n", "", "namespace of policies (default: all)")
 	flags.StringVar(&p.mgmtNamespace, "mgmt-namespace", "gloo-mesh", "namespace of the management plane")
 	_ = cmd.RegisterFlagCompletionFunc("namespace", p.completeNamespaces)
-	cmd.AddCommand(p.listCommand(), p.explainCommand(), p.snapshotCommand(), p.overrideCommand())
+	cmd.AddCommand(p.listCommand(), p.explainCommand(), p.translateCommand(), p.diffCommand(), p.snapshotCommand(), p.overrideCommand())
 	return cmd
 }
 

@@ -1,0 +1,217 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/translate"
+)
+
+// The exit codes of `policy diff`, as those of `kubectl diff`, and of a question to `policy explain`.
+const (
+	exitSame    = 0
+	exitChanges = 1
+	exitNoDiff  = 2
+)
+
+// noAnswer makes every error of a verb whose exit code 1 is an answer one of code 2, so that a script can tell them apart.
+func noAnswer(err error) error {
+	if exit := (*exitError)(nil); err == nil || errors.As(err, &exit) && exit.code != ExitFailed {
+		return err
+	}
+	return &exitError{exitNoDiff, err}
+}
+
+// objectChange is what happens to one object of a cluster.
+type objectChange struct {
+	Action string `json:"action"` // "+" made, "~" changed, "-" removed
+	Object string `json:"object"` // Kind namespace/name
+	Diff   string `json:"diff,omitempty"`
+}
+
+// clusterChange is what happens to a cluster.
+type clusterChange struct {
+	Cluster mesh.ClusterName `json:"cluster"`
+	Changes []objectChange   `json:"changes"`
+}
+
+// diffReport is the document of `policy diff -o json`.
+type diffReport struct {
+	Changed  bool            `json:"changed"`
+	Clusters []clusterChange `json:"clusters"`
+	Access   []accessChange  `json:"access"`
+	Warnings []string        `json:"warnings,omitempty"`
+}
+
+func shortRef(r mesh.Ref) string {
+	if r.Namespace == "" {
+		return r.Kind + " " + r.Name
+	}
+	return r.Kind + " " + r.Namespace + "/" + r.Name
+}
+
+// compare lists what happens to the clusters wanted.
+func compare(before, after translate.Result, wanted func(mesh.ClusterName) bool) ([]clusterChange, error) {
+	out := []clusterChange{}
+	names := maps.Clone(before.Objects)
+	maps.Copy(names, after.Objects)
+	for _, c := range slices.Sorted(maps.Keys(names)) {
+		if !wanted(c) {
+			continue
+		}
+		changes, err := compareObjects(before.Objects[c], after.Objects[c])
+		if err != nil {
+			return nil, fmt.Errorf("cluster %q: %w", c, err)
+		}
+		if len(changes) > 0 {
+			out = append(out, clusterChange{c, changes})
+		}
+	}
+	return out, nil
+}
+
+func compareObjects(before, after translate.Objects) ([]objectChange, error) {
+	all := maps.Clone(before)
+	if all == nil {
+		all = translate.Objects{}
+	}
+	maps.Copy(all, after)
+	var out []objectChange
+	for _, ref := range all.Names() {
+		old, was := before[ref]
+		now, is := after[ref]
+		if was && is && old.Hash == now.Hash {
+			continue
+		}
+		change := objectChange{Action: "~", Object: shortRef(ref)}
+		if !was {
+			change.Action = "+"
+		}
+		if !is {
+			change.Action = "-"
+		}
+		a, errA := manifest(old)
+		b, errB := manifest(now)
+		if err := errors.Join(errA, errB); err != nil {
+			return nil, fmt.Errorf("%s: %w", ref, err)
+		}
+		change.Diff = unified(a, b)
+		out = append(out, change)
+	}
+	return out, nil
+}
+
+// manifest is an object as YAML, empty for no object.
+func manifest(o mesh.Object) (string, error) {
+	if len(o.Manifest) == 0 {
+		return "", nil
+	}
+	text, err := yaml.JSONToYAML(o.Manifest)
+	return string(text), err
+}
+
+func (p *policyVerbs) diffCommand() *cobra.Command {
+	o := &previewOptions{}
+	var brief bool
+	cmd := &cobra.Command{
+		Use:   "diff -f FILE",
+		Short: "Show what a file would change in each cluster, and who gains or loses access",
+		Long: `Compares what each cluster should have now with what it would get if the file were applied: the server's own translation, of the server's own snapshot without
+and with the file's objects. Nothing is applied.
+
+Exit codes, as those of kubectl diff: 0 nothing would change, 1 something would change, 2 no answer: wrong usage, a file that the server would refuse, or no snapshot.`,
+		Example: `  meshctl policy diff -f billing.yaml --mgmt-context mgmt
+  meshctl policy diff -f policies/ --snapshot snapshot.json --brief
+  meshctl policy diff -f billing.yaml -o json | jq -r '.access[] | .text'`,
+		Args: func(cmd *cobra.Command, args []string) error { return noArgs(cmd, args) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f, err := parseFormat(p.output, formatTable, formatJSON, formatYAML)
+			if err != nil {
+				return err
+			}
+			if len(o.files) == 0 {
+				return usageError("which file? usage: %s", cmd.UseLine())
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), policyTimeout)
+			defer cancel()
+			changed, err := p.diff(ctx, o, brief, f)
+			if err != nil {
+				return noAnswer(err)
+			}
+			if changed {
+				return &exitError{exitChanges, errSilent}
+			}
+			return nil
+		},
+	}
+	p.flagsOf(cmd, formatTable, formatJSON, formatYAML)
+	o.flags(p, cmd)
+	cmd.Flags().BoolVar(&brief, "brief", false, "list the objects, without their lines")
+	return cmd
+}
+
+func (p *policyVerbs) diff(ctx context.Context, o *previewOptions, brief bool, f format) (bool, error) {
+	v, err := p.preview(ctx, o)
+	if err != nil {
+		return false, err
+	}
+	if refused := v.refused(); len(refused) > 0 {
+		return false, errors.New(strings.Join(refused, "\n"))
+	}
+	wanted := wantedClusters(o.clusters)
+	changes, err := compare(v.Before, v.After, wanted)
+	if err != nil {
+		return false, err
+	}
+	r := diffReport{Changed: len(changes) > 0, Clusters: changes, Warnings: v.warnings(wanted)}
+	if f != formatTable {
+		return r.Changed, printDocument(p.streams.Out, f, r)
+	}
+	for _, w := range r.Warnings {
+		fmt.Fprintln(p.streams.Err, "Warning:", w)
+	}
+	if !r.Changed {
+		fmt.Fprintln(p.streams.Err, "Nothing would change.")
+		return false, nil
+	}
+	r.print(p.streams.Out, brief)
+	return true, nil
+}
+
+func (r *diffReport) print(w io.Writer, brief bool) {
+	var made, changed, gone int
+	for _, c := range r.Clusters {
+		fmt.Fprintf(w, "cluster %s\n", c.Cluster)
+		for _, o := range c.Changes {
+			switch o.Action {
+			case "+":
+				made++
+			case "-":
+				gone++
+			default:
+				changed++
+			}
+			fmt.Fprintf(w, "%s %s\n", o.Action, o.Object)
+			if brief {
+				continue
+			}
+			for line := range strings.Lines(o.Diff) {
+				fmt.Fprintf(w, "    %s", line)
+			}
+		}
+		fmt.Fprintln(w)
+	}
+	fmt.Fprintf(w, "%s in %s: %d new, %d changed, %d removed\n", count(made+changed+gone, "object"), count(len(r.Clusters), "cluster"), made, changed, gone)
+	for _, a := range r.Access {
+		fmt.Fprintf(w, "  %s\n", a.Text)
+	}
+}

@@ -1,0 +1,194 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
+	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/validate"
+)
+
+// The kinds that translation reads from the management cluster, by their apiVersion.
+func servedKinds() map[string]string {
+	return map[string]string{
+		"AccessPolicy":      securityv2.GroupVersion().String(),
+		"Workspace":         adminv2.GroupVersion().String(),
+		"WorkspaceSettings": adminv2.GroupVersion().String(),
+	}
+}
+
+// otherFamilies are groups with kinds of the same names that have nothing to do with ours.
+func otherFamilies() []string { return []string{"policy.kagent-enterprise.solo.io"} }
+
+// ours reports whether a document is meant for the management server.
+func ours(d *document) bool {
+	group, _, _ := strings.Cut(d.Kind.APIVersion, "/")
+	return servedKinds()[d.Kind.Kind] != "" && !slices.Contains(otherFamilies(), group)
+}
+
+// overlay is a snapshot with a file's objects put in.
+type overlay struct {
+	Snapshot *mesh.Snapshot
+	Objects  []mesh.Ref // of the file
+	Notes    []string   // what to know about the file
+}
+
+// putIn returns s with the objects of docs in place of those of the same name. s itself is not changed. Objects that the webhook would refuse are an error.
+// defaultNamespace is for objects that name none; now is the time of creation of new ones.
+func putIn(s *mesh.Snapshot, docs []document, defaultNamespace string, now time.Time) (*overlay, error) {
+	next := *s
+	next.Policies, next.Workspaces, next.Settings = slices.Clone(s.Policies), slices.Clone(s.Workspaces), slices.Clone(s.Settings)
+	o := &overlay{Snapshot: &next}
+	others := map[string]int{}
+	seen := map[mesh.Ref]string{}
+	var wrong []string
+	for i := range docs {
+		d := &docs[i]
+		if !ours(d) {
+			others[d.Kind.Kind]++
+			continue
+		}
+		if d.Meta.Namespace == "" {
+			d.Meta.Namespace = defaultNamespace
+			o.note("%s names no namespace: taken as %q", d, defaultNamespace)
+		}
+		errs := o.put(d, now)
+		ref := refOf(d)
+		if first, twice := seen[ref]; twice {
+			errs = append(errs, field.Duplicate(field.NewPath("metadata", "name"), d.Meta.Name+", already in "+first))
+		}
+		seen[ref] = d.Where
+		for _, e := range errs {
+			wrong = append(wrong, fmt.Sprintf("%s: %s", d, e.Error()))
+		}
+		o.Objects = append(o.Objects, ref)
+		if _, ok := s.Namespaces[d.Meta.Namespace]; !ok && s.Namespaces != nil {
+			o.note("%s: the management cluster has no namespace %q: create it before you apply the file", d, d.Meta.Namespace)
+			o.addNamespace(d.Meta.Namespace)
+		}
+	}
+	if len(wrong) > 0 {
+		return nil, usageError("the management server would refuse this:\n  %s", strings.Join(wrong, "\n  "))
+	}
+	for _, kind := range slices.Sorted(maps.Keys(others)) {
+		o.note("left out, because the mesh does not read them: %d of kind %s", others[kind], kind)
+	}
+	if len(o.Objects) == 0 {
+		return nil, usageError("there is no AccessPolicy, Workspace or WorkspaceSettings in it")
+	}
+	return o, nil
+}
+
+func (o *overlay) note(format string, args ...any) {
+	o.Notes = append(o.Notes, fmt.Sprintf(format, args...))
+}
+
+func (o *overlay) addNamespace(name string) {
+	all := maps.Clone(o.Snapshot.Namespaces)
+	all[name] = map[string]string{}
+	o.Snapshot.Namespaces = all
+}
+
+func refOf(d *document) mesh.Ref {
+	group, version, _ := strings.Cut(servedKinds()[d.Kind.Kind], "/")
+	return mesh.Ref{Group: group, Version: version, Kind: d.Kind.Kind, Namespace: d.Meta.Namespace, Name: d.Meta.Name}
+}
+
+// put validates one document as the webhook does, and puts it into the snapshot.
+func (o *overlay) put(d *document, now time.Time) field.ErrorList {
+	if served := servedKinds()[d.Kind.Kind]; d.Kind.APIVersion != served {
+		path := field.NewPath("apiVersion")
+		return field.ErrorList{field.Invalid(path, d.Kind.APIVersion, fmt.Sprintf("of an older release, or misspelt: want %q", firstOf(validate.APIVersion(d.Kind.APIVersion, []string{served}), served)))}
+	}
+	if d.Meta.Name == "" {
+		return field.ErrorList{field.Required(field.NewPath("metadata", "name"), "give it one")}
+	}
+	ref, s := refOf(d), o.Snapshot
+	switch d.Kind.Kind {
+	case "AccessPolicy":
+		var object securityv2.AccessPolicy
+		if errs := decodeDocument(d, &object); len(errs) > 0 {
+			return errs
+		}
+		s.Policies = placed(s.Policies, ref, func(p *mesh.AccessPolicy) mesh.Ref { return p.Source }, func(old *mesh.AccessPolicy) *mesh.AccessPolicy {
+			p := &mesh.AccessPolicy{Source: ref, Generation: 1, Created: now, Spec: object.Spec}
+			if old == nil {
+				return p
+			}
+			if same(old.Spec, p.Spec) {
+				return old
+			}
+			p.UID, p.Generation, p.Created = old.UID, old.Generation+1, old.Created
+			return p
+		})
+	case "Workspace":
+		var object adminv2.Workspace
+		if errs := decodeDocument(d, &object); len(errs) > 0 {
+			return errs
+		}
+		s.Workspaces = placed(s.Workspaces, ref, func(w *mesh.Workspace) mesh.Ref { return w.Source }, func(old *mesh.Workspace) *mesh.Workspace {
+			w := &mesh.Workspace{Source: ref, Generation: 1, Labels: object.Labels, Spec: object.Spec}
+			if old == nil {
+				return w
+			}
+			if same(old.Spec, w.Spec) && same(old.Labels, w.Labels) {
+				return old
+			}
+			w.UID, w.Generation = old.UID, old.Generation+1
+			return w
+		})
+	case "WorkspaceSettings":
+		var object adminv2.WorkspaceSettings
+		if errs := decodeDocument(d, &object); len(errs) > 0 {
+			return errs
+		}
+		s.Settings = placed(s.Settings, ref, func(w *mesh.WorkspaceSettings) mesh.Ref { return w.Source }, func(old *mesh.WorkspaceSettings) *mesh.WorkspaceSettings {
+			w := &mesh.WorkspaceSettings{Source: ref, Generation: 1, Created: now, Spec: object.Spec}
+			if old == nil {
+				return w
+			}
+			if same(old.Spec, w.Spec) {
+				return old
+			}
+			w.UID, w.Generation, w.Created = old.UID, old.Generation+1, old.Created
+			return w
+		})
+	}
+	return nil
+}
+
+// decodeDocument reads a document strictly. Its namespace is the one it is taken to have.
+func decodeDocument(d *document, into interface {
+	SetNamespace(string)
+	GetNamespace() string
+}) field.ErrorList {
+	errs := validate.Decode(d.JSON, into)
+	into.SetNamespace(d.Meta.Namespace)
+	return errs
+}
+
+// same compares specs by their JSON, where absent and empty lists are the same.
+func same[T any](a, b T) bool {
+	x, errA := json.Marshal(a)
+	y, errB := json.Marshal(b)
+	return errA == nil && errB == nil && bytes.Equal(x, y)
+}
+
+// placed puts an object into a list sorted by Source: change gets the one of the same name, or nil.
+func placed[T any](list []*T, ref mesh.Ref, source func(*T) mesh.Ref, change func(*T) *T) []*T {
+	i, found := slices.BinarySearchFunc(list, ref, func(o *T, r mesh.Ref) int { return source(o).Compare(r) })
+	if found {
+		list[i] = change(list[i])
+		return list
+	}
+	return slices.Insert(list, i, change(nil))
+}
