@@ -273,7 +273,9 @@ func policyState(p *mesh.AccessPolicy, r *mesh.PolicyReport, s sums) adminv2.Sta
 // policyConditions are translation's, and Programmed and Enforced.
 func policyConditions(p *mesh.AccessPolicy, r *mesh.PolicyReport, s sums) []mesh.Condition {
 	out := slices.Clone(r.Conditions)
-	has := func(t string) bool { return slices.ContainsFunc(r.Conditions, func(c mesh.Condition) bool { return c.Type == t }) }
+	has := func(t string) bool {
+		return slices.ContainsFunc(r.Conditions, func(c mesh.Condition) bool { return c.Type == t })
+	}
 	if !has(securityv2.ConditionProgrammed) {
 		out = append(out, policyProgrammed(p, r, s))
 	}

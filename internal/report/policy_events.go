@@ -110,4 +110,3 @@ func aside(s string) string {
 func sameDrift(a, b *securityv2.DriftStatus) bool {
 	return a.Object == b.Object && a.Corrected == b.Corrected && a.What == b.What && a.Manager == b.Manager && a.At.Equal(b.At)
 }
-

@@ -120,8 +120,11 @@ func (i *inventory) take(key mesh.ItemKey, value []byte, batches map[string]*bat
 		if err := json.Unmarshal(value, &n); err != nil {
 			return err
 		}
+		if err := expect(key.Name, n.Name); err != nil {
+			return err
+		}
 		b.gone, b.labels = false, &n.Labels
-		return expect(key.Name, n.Name)
+		return nil
 	case mesh.ItemService:
 		return into(&b.services, name, value, func(s *mesh.Service) error { return expect(key.Name, s.Namespace, s.Name) })
 	case mesh.ItemServiceAccount:

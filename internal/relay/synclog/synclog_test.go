@@ -121,6 +121,33 @@ func TestIncompleteReplaceRemovesNothing(t *testing.T) {
 	wantState(t, k, true, map[string]string{"b": "2"})
 }
 
+func TestUpdate(t *testing.T) {
+	s, k := NewSource("e1"), NewSink(Limits{}, false)
+	c := s.Cursor(k.Resume())
+	if err := s.Replace(map[Key][]byte{key("a"): []byte("1"), key("b"): []byte("2"), key("c"): []byte("3")}, true); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		name     string
+		set      map[Key][]byte
+		gone     []Key
+		complete bool
+		fails    bool
+		want     map[string]string
+	}{
+		{"sets and deletes", map[Key][]byte{key("a"): []byte("9"), key("d"): []byte("4")}, []Key{key("b"), key("none")}, true, false, map[string]string{"a": "9", "c": "3", "d": "4"}},
+		{"deletes nothing while incomplete", map[Key][]byte{key("a"): []byte("1")}, []Key{key("c")}, false, false, map[string]string{"a": "1", "c": "3", "d": "4"}},
+		{"complete again", nil, []Key{key("c")}, true, false, map[string]string{"a": "1", "d": "4"}},
+		{"what can't be sent makes it incomplete", map[Key][]byte{key("a"): make([]byte, MaxItemBytes+1), key("e"): []byte("5")}, []Key{key("d")}, true, true, map[string]string{"a": "1", "d": "4", "e": "5"}},
+	} {
+		if err := s.Update(step.set, step.gone, step.complete); (err != nil) != step.fails {
+			t.Errorf("%s: %v", step.name, err)
+		}
+		drain(t, c, k)
+		wantState(t, k, step.complete && !step.fails, step.want)
+	}
+}
+
 func TestLargeValueTravelsInPartsAndResumes(t *testing.T) {
 	s, k := NewSource("e"), NewSink(Limits{}, true)
 	big := bytes.Repeat([]byte("0123456789abcdef"), MaxItemBytes/16)
