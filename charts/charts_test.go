@@ -150,6 +150,12 @@ func everything() map[string]any {
 
 // writtenEverywhere is all that may be written in every namespace, by ClusterRole: "group/resources verbs".
 var writtenEverywhere = map[string][]string{
+	"gloo-mesh-mgmt-server": { // policies lie in any namespace
+		"security.policy.gloo.solo.io/accesspolicies/status,policyoverrides/status patch",
+		"admin.gloo.solo.io/workspaces/status,workspacesettings/status patch",
+		"security.policy.gloo.solo.io/policyoverrides delete", // those that have ended
+		"/events get,create,patch",
+	},
 	"gloo-mesh-agent": {
 		"security.istio.io/authorizationpolicies,peerauthentications get,list,watch,create,update,patch,delete", // what AccessPolicies become
 		"/events create", // who changed one of them, when it was put back
