@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 )
 
@@ -49,6 +50,12 @@ func explanationOf(p *securityv2.AccessPolicy, now time.Time) policyExplanation 
 			}
 			e.Todo[string(c.State)] = t
 		}
+		if len(c.Widened) > 0 {
+			if e.Todo == nil {
+				e.Todo = map[string]string{}
+			}
+			e.Todo[todoWidened] = "something that is not ours allows more there: delete or narrow the object that is named, or allow in the policy what is meant to be allowed"
+		}
 	}
 	return e
 }
@@ -66,7 +73,10 @@ func (p *policyVerbs) explainPolicy(ctx context.Context, mgmt *cluster, arg stri
 	return nil
 }
 
-// field prints "name  value" with more values below it.
+// todoWidened is the key of Todo for what widens a policy.
+const todoWidened = "Widened"
+
+// printField prints "name  value" with more values below it.
 func printField(w io.Writer, name string, values ...string) {
 	for i, v := range values {
 		if i > 0 {
@@ -81,6 +91,9 @@ func (e *policyExplanation) print(w io.Writer, now time.Time) {
 	if e.Count != "" {
 		head += ", in force in " + e.Count + " clusters"
 	}
+	if e.Status == adminv2.ApprovalPending {
+		head += " (so it was with the spec before)"
+	}
 	fmt.Fprintln(w, head)
 	if e.Message != "" {
 		printField(w, "message", e.Message)
@@ -89,7 +102,9 @@ func (e *policyExplanation) print(w io.Writer, now time.Time) {
 	if e.Workspace != "" {
 		scope = "workspace " + e.Workspace
 	}
-	printField(w, "scope", scope)
+	if e.Status != adminv2.ApprovalInvalid {
+		printField(w, "scope", scope)
+	}
 	changed := none(e.ChangedBy)
 	if e.ChangedAt != "" {
 		changed += ", " + e.ChangedAt
@@ -138,11 +153,13 @@ func (e *policyExplanation) printClusters(w io.Writer, now time.Time) {
 	if len(e.Todo) > 0 {
 		fmt.Fprintln(w, "\nWhat to do:")
 	}
-	said := map[securityv2.PolicyState]bool{}
+	said := map[string]bool{}
 	for _, c := range e.Clusters {
-		if t := e.Todo[string(c.State)]; t != "" && !said[c.State] {
-			said[c.State] = true
-			fmt.Fprintf(w, "  %s: %s\n", c.State, t)
+		for _, key := range []string{string(c.State), todoWidened} {
+			if t := e.Todo[key]; t != "" && !said[key] && (key != todoWidened || len(c.Widened) > 0) {
+				said[key] = true
+				fmt.Fprintf(w, "  %s: %s\n", key, t)
+			}
 		}
 	}
 }

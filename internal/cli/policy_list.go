@@ -67,7 +67,8 @@ type policyRow struct {
 	Name         string                           `json:"name"`
 	Status       adminv2.ApprovalState            `json:"status"`
 	Message      string                           `json:"message,omitempty"`
-	InForce      bool                             `json:"inForce"` // in every cluster asked for, and nothing widens it
+	InForce      bool                             `json:"inForce"`        // in every cluster asked for, and nothing widens it
+	Idle         string                           `json:"idle,omitempty"` // why it is not to be enforced anywhere
 	Count        string                           `json:"clustersInForce"`
 	Clusters     []securityv2.ClusterPolicyStatus `json:"clusters,omitempty"` // the worst first
 	Workspace    string                           `json:"workspace,omitempty"`
@@ -96,8 +97,18 @@ func policyRowOf(p *securityv2.AccessPolicy, q listQuery, now time.Time) (row po
 			return row, false
 		}
 	}
-	row.InForce = inForce(p, row.Clusters)
+	row.Idle = idle(p)
+	row.InForce = row.Idle == "" && inForce(p, row.Clusters)
 	return row, !q.NotInForce || !row.InForce
+}
+
+// idle is the reason for which a policy is not to be enforced anywhere, empty: it is.
+func idle(p *securityv2.AccessPolicy) string {
+	status, reason, _ := condition(p, securityv2.ConditionEnforced)
+	if status == "False" && (reason == securityv2.ReasonDryRun || reason == securityv2.ReasonEnforcementLayerAbsent) {
+		return reason
+	}
+	return ""
 }
 
 // inForce reports whether a policy does in these clusters what it says. One that nothing has to enforce is not in force: it protects nothing.
@@ -107,9 +118,6 @@ func inForce(p *securityv2.AccessPolicy, clusters []securityv2.ClusterPolicyStat
 	case adminv2.ApprovalPending, adminv2.ApprovalInvalid:
 		return false
 	default:
-		return false
-	}
-	if status, reason, _ := condition(p, securityv2.ConditionEnforced); status == "False" && (reason == securityv2.ReasonDryRun || reason == securityv2.ReasonEnforcementLayerAbsent) {
 		return false
 	}
 	for _, c := range clusters {
@@ -135,6 +143,8 @@ func clustersCell(r policyRow, most int) string {
 	switch {
 	case len(r.Clusters) == 0:
 		return "<none>"
+	case r.Idle != "" && len(bad) == 0:
+		return "enforced nowhere: " + r.Idle
 	case len(bad) == 0 && len(r.Clusters) == 1:
 		return r.Clusters[0].Cluster + ": InForce"
 	case len(bad) == 0:
