@@ -3,6 +3,9 @@ package cli
 import (
 	"time"
 
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/mesh"
 )
@@ -42,4 +45,18 @@ func testSnapshot() *mesh.Snapshot {
 		},
 	}}
 	return s
+}
+
+// grant lets a user read policies and clusters, and nothing else.
+func grant(w *policyWorld, user string) {
+	w.t.Helper()
+	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: "reads-" + w.ns}, Rules: []rbacv1.PolicyRule{
+		{APIGroups: []string{"*"}, Resources: []string{"accesspolicies", "kubernetesclusters", "policyoverrides"}, Verbs: []string{"get", "list", "watch"}},
+	}}
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "reads-" + w.ns}, RoleRef: rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "ClusterRole", Name: role.Name},
+		Subjects: []rbacv1.Subject{{Kind: "User", Name: user}},
+	}
+	w.must(w.mgmt.Create(w.t.Context(), role))
+	w.must(w.mgmt.Create(w.t.Context(), binding))
 }
