@@ -42,7 +42,7 @@ type PolicyInput struct {
 // standing is how a policy stands in one cluster, and what else the Events want to know.
 type standing struct {
 	securityv2.ClusterPolicyStatus
-	takenOver bool
+	taken string // the first object that was taken over
 }
 
 // NextPolicy is the status that says PolicyInput, given the one before, and the Events that go with the change.
@@ -128,7 +128,7 @@ func stand(r *mesh.PolicyClusterReport, f ClusterFacts, old *securityv2.ClusterP
 	case len(refused) > 0:
 		s.State, s.Message = securityv2.PolicyRejected, few(refused)
 	case len(taken) > 0:
-		s.State, s.takenOver = securityv2.PolicyDrifted, true
+		s.State, s.taken = securityv2.PolicyDrifted, taken[0]
 		s.Message = few(taken) + ": somebody took our owner label off, so it is theirs and left alone; put the label back, or delete it, to have the policy enforced"
 	case len(drifted) > 0:
 		s.State, s.Message = securityv2.PolicyDrifted, few(drifted)+": changed by somebody else, being put back"
@@ -210,7 +210,7 @@ func sum(all []standing) sums {
 		for _, w := range c.Widened {
 			s.widened = append(s.widened, c.Cluster+": "+w)
 		}
-		if c.takenOver {
+		if c.taken != "" {
 			s.taken = append(s.taken, c.Cluster)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,18 +13,27 @@ import (
 	"ambitmesh.dev/ambit/internal/mesh"
 )
 
-// Event is an Event to write. Type is Normal or Warning.
-type Event struct{ Type, Reason, Message string }
+// Event is an Event to write. Type is Normal or Warning. The rest is for the audit record, where it is known.
+type Event struct {
+	Type, Reason, Message string
+
+	Cluster string
+	Object  string // "Kind namespace/name"
+	Manager string
+	At      time.Time
+	Detail  string
+}
 
 // policyEvents are what a change of status is worth telling: each fact once, when it becomes so. Status remembers what was told, so a new server tells nothing again.
 func policyEvents(old, next *securityv2.AccessPolicyStatus, all []standing) []Event {
 	var out []Event
-	say := func(warning bool, reason, format string, args ...any) {
-		e := Event{corev1.EventTypeNormal, reason, fmt.Sprintf(format, args...)}
+	say := func(warning bool, reason, format string, args ...any) *Event {
+		e := Event{Type: corev1.EventTypeNormal, Reason: reason, Message: fmt.Sprintf(format, args...)}
 		if warning {
 			e.Type = corev1.EventTypeWarning
 		}
 		out = append(out, e)
+		return &out[len(out)-1]
 	}
 	for i := range all {
 		clusterEvents(clusterOf(old, mesh.ClusterName(all[i].Cluster)), &all[i], say)
@@ -70,26 +80,39 @@ func plural(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-func clusterEvents(old *securityv2.ClusterPolicyStatus, s *standing, say func(warning bool, reason, format string, args ...any)) {
+// sayer adds an Event and returns it, for what else is known.
+type sayer func(warning bool, reason, format string, args ...any) *Event
+
+func clusterEvents(old *securityv2.ClusterPolicyStatus, s *standing, say sayer) {
 	if old == nil {
 		old = &securityv2.ClusterPolicyStatus{}
 	}
 	if d := s.LastDrift; d != nil && d.Corrected && (old.LastDrift == nil || !sameDrift(old.LastDrift, d)) {
-		say(true, securityv2.EventDriftCorrected, "%s: %s was changed by %s%s; put back", s.Cluster, d.Object, either(d.Manager, "somebody"), aside(d.What))
+		e := say(true, securityv2.EventDriftCorrected, "%s: %s was changed by %s%s; put back", s.Cluster, d.Object, either(d.Manager, "somebody"), aside(d.What))
+		e.Cluster, e.Object, e.Manager, e.Detail = s.Cluster, d.Object, d.Manager, d.What
+		if d.At != nil {
+			e.At = d.At.Time
+		}
 	}
 	if old.State != s.State || old.Message != s.Message {
 		switch {
-		case s.takenOver:
-			say(true, securityv2.EventTakenOver, "%s: %s", s.Cluster, s.Message)
+		case s.taken != "":
+			e := say(true, securityv2.EventTakenOver, "%s: %s", s.Cluster, s.Message)
+			e.Cluster, e.Object, e.Detail = s.Cluster, s.taken, s.Message
+			if d := s.LastDrift; d != nil && d.Object == s.taken {
+				e.Manager = d.Manager
+			}
 		case s.State == securityv2.PolicyRejected:
 			say(true, securityv2.EventPolicyNotTaken, "%s: %s", s.Cluster, s.Message)
 		case s.State == securityv2.PolicyUnenforceable:
-			say(true, securityv2.EventUnenforceable, "%s: %s", s.Cluster, s.Message)
+			e := say(true, securityv2.EventUnenforceable, "%s: %s", s.Cluster, s.Message)
+			e.Cluster, e.Detail = s.Cluster, s.Message
 		}
 	}
 	for _, w := range s.Widened {
 		if !slices.Contains(old.Widened, w) {
-			say(true, securityv2.EventWidened, "%s: %s", s.Cluster, w)
+			e := say(true, securityv2.EventWidened, "%s: %s", s.Cluster, w)
+			e.Cluster, e.Detail = s.Cluster, w
 		}
 	}
 	switch was, is := old.Override, s.Override; {

@@ -6,6 +6,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -47,6 +48,9 @@ type Config struct {
 	InPod         bool   // Identity names a Pod of Namespace
 
 	WarmGrace time.Duration
+
+	// Audit is where audit records go, a line each; nil: standard output.
+	Audit io.Writer
 }
 
 // DefaultConfig returns the defaults.

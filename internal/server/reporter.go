@@ -12,6 +12,7 @@ import (
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
+	"ambitmesh.dev/ambit/internal/audit"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/report"
@@ -52,6 +53,7 @@ type reporter struct {
 	state   *state.State
 	api     client.Client
 	events  *report.Events
+	audit   *audit.Log
 	metrics *metrics
 	started time.Time
 
@@ -72,9 +74,10 @@ type reporter struct {
 	refused map[mesh.ClusterName]time.Time // last refusal told
 }
 
-func newReporter(cfg *Config, log *slog.Logger, hub *relay.Hub, st *state.State, api client.Client, events *report.Events, m *metrics) *reporter {
+func newReporter(s *server, hub *relay.Hub) *reporter {
+	api := s.api
 	return &reporter{
-		cfg: cfg, log: log, hub: hub, state: st, api: api, events: events, metrics: m, started: time.Now(),
+		cfg: s.cfg, log: s.log, hub: hub, state: s.state, api: api, events: s.events, audit: s.audit, metrics: s.metrics, started: time.Now(),
 		clusters: report.NewWriter(api, report.Differ), policies: report.NewWriter(api, report.Unequal[securityv2.AccessPolicyStatus]),
 		workspaces: report.NewWriter(api, report.Unequal[adminv2.WorkspaceStatus]), settings: report.NewWriter(api, report.Unequal[adminv2.WorkspaceSettingsStatus]),
 		overrides: report.NewWriter(api, report.Unequal[securityv2.PolicyOverrideStatus]),
@@ -230,16 +233,39 @@ func (r *reporter) reportPolicy(ctx context.Context, v *view, p *mesh.AccessPoli
 	}
 	last := r.policies.Last(o, o.Status)
 	next, events := report.NextPolicy(last, in, now)
-	r.sayAll(ctx, o, events, now)
+	r.sayAll(ctx, o, p.Source, events, now)
 	return r.wrote(r.policies.Write(ctx, o, o.Status, next))
 }
 
-// sayAll writes Events; one that can't be written must not keep status from being written.
-func (r *reporter) sayAll(ctx context.Context, about client.Object, events []report.Event, now time.Time) {
+// audited are the Events that are on record as acts as well. (What people write is recorded by admission, which knows them.)
+func audited(reason string) (audit.Act, bool) {
+	switch reason {
+	case securityv2.EventDriftCorrected:
+		return audit.DriftCorrected, true
+	case securityv2.EventTakenOver:
+		return audit.ObjectTakenOver, true
+	case securityv2.EventWidened:
+		return audit.AccessWidened, true
+	case securityv2.EventUnenforceable:
+		return audit.AccessUnenforced, true
+	}
+	return "", false
+}
+
+// sayAll writes Events and audit records; one that can't be written must not keep status from being written.
+func (r *reporter) sayAll(ctx context.Context, about client.Object, policy mesh.Ref, events []report.Event, now time.Time) {
 	for _, e := range events {
-		r.log.Info("event", "namespace", about.GetNamespace(), "name", about.GetName(), "reason", e.Reason, "message", e.Message)
+		if act, ok := audited(e.Reason); ok {
+			rec := audit.Record{At: now, Act: act, Manager: e.Manager, Cluster: e.Cluster, Object: e.Object, Policy: policy.Namespace + "/" + policy.Name, Detail: e.Detail}
+			if !e.At.IsZero() {
+				rec.At = e.At
+			}
+			if err := r.audit.Record(rec); err != nil {
+				r.log.Error("not recorded", "act", act, "error", err)
+			}
+		}
 		if err := r.events.Say(ctx, about, e.Type, e.Reason, e.Message, now); err != nil && ctx.Err() == nil {
-			r.log.Warn("event not written", "error", err)
+			r.log.Warn("event not written", "error", err, "namespace", about.GetNamespace(), "name", about.GetName(), "reason", e.Reason, "message", e.Message)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	"ambitmesh.dev/ambit/internal/admission"
+	"ambitmesh.dev/ambit/internal/audit"
 	"ambitmesh.dev/ambit/internal/kube"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/registry"
@@ -51,6 +53,7 @@ type server struct {
 	secrets *relaysecrets.Secrets
 	state   *state.State
 	events  *report.Events
+	audit   *audit.Log
 	certs   *admission.Certificates
 	deleted chan admission.Deletion
 	leading atomic.Pointer[reporter] // nil while this replica does not lead
@@ -61,7 +64,10 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
-	s := &server{cfg: &cfg, log: log, metrics: newMetrics(), deleted: make(chan admission.Deletion, 256)}
+	if cfg.Audit == nil {
+		cfg.Audit = os.Stdout
+	}
+	s := &server{cfg: &cfg, log: log, audit: audit.New(cfg.Audit), metrics: newMetrics(), deleted: make(chan admission.Deletion, 256)}
 	if err := s.connect(); err != nil {
 		return err
 	}
@@ -241,7 +247,7 @@ func (s *server) serveRelay(ctx context.Context) error {
 	}
 	hub := relay.NewHub(relay.HubConfig{Family: s.secrets, Gate: reg, Log: s.log, Version: version.Version})
 	s.metrics.registry.MustRegister(hub.Collector())
-	rep := newReporter(s.cfg, s.log, hub, s.state, s.api, s.events, s.metrics)
+	rep := newReporter(s, hub)
 	lp := &loop{
 		cfg: s.cfg, log: s.log, hub: hub, registry: reg, state: s.state, translator: translate.New(), reporter: rep, metrics: s.metrics,
 		written: s.watch.written, relayBell: newBell(), started: time.Now(), changed: map[mesh.ClusterName]bool{}, sent: map[mesh.ClusterName]sent{},
