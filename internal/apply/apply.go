@@ -51,6 +51,7 @@ type Applier struct {
 	cfg       Config
 	resources *resources
 	inventory *inventory
+	heldStore *heldStore
 	wake      chan struct{}
 
 	mu       sync.Mutex
@@ -59,6 +60,7 @@ type Applier struct {
 	state    map[mesh.Ref]known
 	live     map[mesh.Ref]left   // what is ours in the cluster, by watch: what we left there, zero before we applied
 	refused  map[mesh.Ref]string // what istiod says against an object; absent: nothing
+	recalled map[mesh.Ref]bool   // of desired, by an earlier life's note: the management server has not spoken of it yet
 	fresh    map[mesh.Ref]bool   // listed by this life and not applied yet: whoever misses it did not delete it
 	watched  map[scope]bool
 	blind    map[scope]bool // whose watch does not work at present: what it told may be out of date
@@ -69,8 +71,8 @@ type Applier struct {
 // New allocates an Applier.
 func New(cfg Config) *Applier {
 	return &Applier{
-		cfg: cfg, resources: newResources(cfg.Get), inventory: newInventory(cfg.Client, cfg.Namespace), wake: make(chan struct{}, 1),
-		desired: map[mesh.Ref]wish{}, state: map[mesh.Ref]known{}, live: map[mesh.Ref]left{}, refused: map[mesh.Ref]string{}, fresh: map[mesh.Ref]bool{}, watched: map[scope]bool{}, blind: map[scope]bool{},
+		cfg: cfg, resources: newResources(cfg.Get), inventory: newInventory(cfg.Client, cfg.Namespace), heldStore: newHeldStore(cfg.Client, cfg.Namespace), wake: make(chan struct{}, 1),
+		desired: map[mesh.Ref]wish{}, state: map[mesh.Ref]known{}, live: map[mesh.Ref]left{}, refused: map[mesh.Ref]string{}, fresh: map[mesh.Ref]bool{}, recalled: map[mesh.Ref]bool{}, watched: map[scope]bool{}, blind: map[scope]bool{},
 	}
 }
 
@@ -80,17 +82,28 @@ func (a *Applier) Desired(_ context.Context, c synclog.Changes) {
 	defer a.mu.Unlock()
 	for key, value := range c.Set {
 		if ref, ok := mesh.ParseRef(key.Name); ok && key.Type == mesh.ItemObject {
-			a.desired[ref] = wish{manifest: value, hash: mesh.FingerprintOf(value), hold: holdOf(value)}
+			a.desired[ref] = newWish(value)
+			delete(a.recalled, ref)
 		}
 	}
 	for _, key := range c.Deleted {
 		if ref, ok := mesh.ParseRef(key.Name); ok && key.Type == mesh.ItemObject {
-			delete(a.desired, ref)
-			a.cfg.Outcomes.Delete(synclog.Key{Type: mesh.ItemOutcome, Name: key.Name})
+			a.forget(ref)
 		}
 	}
-	a.complete = c.Complete
+	if a.complete = c.Complete; a.complete {
+		for ref := range a.recalled { // the management server has told all it wants, and not this
+			a.forget(ref)
+		}
+	}
 	a.poke()
+}
+
+// forget notes that an object is not desired any more. a.mu is held.
+func (a *Applier) forget(ref mesh.Ref) {
+	delete(a.desired, ref)
+	delete(a.recalled, ref)
+	a.cfg.Outcomes.Delete(synclog.Key{Type: mesh.ItemOutcome, Name: ref.String()})
 }
 
 // Stats counts what an Applier has to do with.
@@ -141,6 +154,9 @@ func (a *Applier) Run(ctx context.Context) error {
 	for failures := 0; ; {
 		err := a.inventory.load(ctx)
 		if err == nil {
+			err = a.recall(ctx)
+		}
+		if err == nil {
 			break
 		}
 		failures++
@@ -175,6 +191,8 @@ func (a *Applier) reconcile(ctx context.Context) time.Time {
 	}
 	a.mu.Unlock()
 
+	a.remember(ctx)
+	defer a.remember(ctx)
 	if err := a.inventory.add(ctx, p.Record); err != nil && ctx.Err() == nil {
 		// What is listed already goes on; what is new waits, since it could never be pruned.
 		for _, ref := range p.Record {

@@ -14,6 +14,10 @@ type wish struct {
 	hold     hold             // an override that suspends it
 }
 
+func newWish(manifest []byte) wish {
+	return wish{manifest: manifest, hash: mesh.FingerprintOf(manifest), hold: holdOf(manifest)}
+}
+
 // known is what we know of an object that we applied, or tried to.
 type known struct {
 	hash    mesh.Fingerprint // of the manifest applied or tried last

@@ -16,7 +16,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -36,7 +35,7 @@ func istio(t *testing.T, cfg *rest.Config) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, doc := range strings.Split(string(raw), "\n---\n") {
+	for doc := range strings.SplitSeq(string(raw), "\n---\n") {
 		var crd apiextensionsv1.CustomResourceDefinition
 		if err := yaml.UnmarshalStrict([]byte(doc), &crd); err != nil {
 			t.Fatal(err)
@@ -359,4 +358,85 @@ func held(t *testing.T, m map[string]any, until time.Time) map[string]any {
 	return out
 }
 
-var _ = metav1.ObjectMeta{}
+// An override suspends a policy: it stays as people make it, shows that, and is put back when the override ends, by itself.
+func TestHold(t *testing.T) {
+	cfg := kubetest.Start(t)
+	istio(t, cfg)
+	for name, away := range map[string]func(a *agent){
+		"the agent runs on":                         func(*agent) {},
+		"the agent restarts, no server in sight":    func(a *agent) { a.restart() },
+		"the agent is down until the override ends": func(a *agent) { a.stop(); time.Sleep(4 * time.Second); a.run() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := start(t, cfg)
+			ns := kubetest.Namespace(t, a.kube)
+			edited, deleted := policy(t, "AuthorizationPolicy", ns, "accesspolicy-edited", denyAll), policy(t, "AuthorizationPolicy", ns, "accesspolicy-deleted", payments)
+			a.want(true, edited, deleted)
+			a.acked(edited)
+			a.acked(deleted)
+
+			until := time.Now().Add(4 * time.Second)
+			a.want(true, held(t, edited, until), held(t, deleted, until))
+			for _, m := range []map[string]any{edited, deleted} {
+				a.until(refOf(m), "held", func(o mesh.Outcome) bool { return o.OK && o.Held && !o.Drifted })
+				if at := a.get(refOf(m)).GetAnnotations()[securityv2.AnnotationHoldUntil]; at != until.UTC().Format(time.RFC3339) {
+					t.Errorf("the object does not show its hold: %q", at)
+				}
+			}
+			a.patch(refOf(edited), "kubectl-edit", "spec: {rules: [{}]}")
+			if err := a.kube.Delete(t.Context(), a.get(refOf(deleted))); err != nil {
+				t.Fatal(err)
+			}
+			o := a.until(refOf(edited), "held, and changed", func(o mesh.Outcome) bool { return o.Held && o.Drifted && o.Drift != nil })
+			if !o.OK || o.Drift.Manager != "kubectl-edit" || o.Drift.Corrected {
+				t.Errorf("outcome %+v, drift %+v", o, o.Drift)
+			}
+			a.until(refOf(deleted), "held, and deleted", func(o mesh.Outcome) bool { return o.OK && o.Held && o.Drifted })
+			away(a)
+			if time.Now().Before(until.Add(-time.Second)) && (a.get(refOf(deleted)) != nil || cmp.Equal(edited["spec"], spec(a.get(refOf(edited))))) {
+				t.Error("put back though it is held")
+			}
+			within(t, 15*time.Second, func() bool {
+				e, d := a.get(refOf(edited)), a.get(refOf(deleted))
+				return cmp.Equal(edited["spec"], spec(e)) && cmp.Equal(deleted["spec"], spec(d)) && len(e.GetAnnotations()) == 0 && len(d.GetAnnotations()) == 0
+			}, func() string { return fmt.Sprint("not put back: ", a.get(refOf(edited)), a.get(refOf(deleted))) })
+			if time.Now().Before(until.Truncate(time.Second)) {
+				t.Error("put back before the override ended")
+			}
+			o = a.until(refOf(edited), "in force", func(o mesh.Outcome) bool { return o.OK && !o.Held && !o.Drifted })
+			if o.Drift == nil || o.Drift.Manager != "kubectl-edit" || !o.Drift.Corrected {
+				t.Errorf("drift %+v", o.Drift)
+			}
+			within(t, 5*time.Second, func() bool {
+				return a.get(mesh.Ref{Version: "v1", Kind: "ConfigMap", Namespace: a.namespace, Name: apply.HeldName}) == nil
+			}, func() string { return "the note of what is held is still there" })
+		})
+	}
+}
+
+// A policy that is new is applied though its policy is suspended: there has to be something to hold; and the server may end an override early.
+func TestHoldOfWhatIsNew(t *testing.T) {
+	cfg := kubetest.Start(t)
+	istio(t, cfg)
+	a := start(t, cfg)
+	m := policy(t, "AuthorizationPolicy", kubetest.Namespace(t, a.kube), "accesspolicy-new", payments)
+	a.want(true, held(t, m, time.Now().Add(time.Hour)))
+	a.until(refOf(m), "applied, then held", func(o mesh.Outcome) bool { return o.OK && o.Held && !o.Drifted })
+	if diff := cmp.Diff(m["spec"], spec(a.get(refOf(m)))); diff != "" {
+		t.Error(diff)
+	}
+	a.patch(refOf(m), "kubectl-edit", "spec: {action: DENY}")
+	a.until(refOf(m), "changed", func(o mesh.Outcome) bool { return o.Held && o.Drifted })
+	changed := policy(t, "AuthorizationPolicy", refOf(m).Namespace, "accesspolicy-new", denyAll)
+	a.want(true, held(t, changed, time.Now().Add(time.Hour))) // what the hub wants meanwhile waits, too
+	time.Sleep(300 * time.Millisecond)
+	if s := spec(a.get(refOf(m))); cmp.Equal(s, changed["spec"]) || cmp.Equal(s, m["spec"]) {
+		t.Errorf("written though it is held: %v", s)
+	}
+	a.want(true, changed)
+	within(t, 5*time.Second, func() bool {
+		u := a.get(refOf(m))
+		return cmp.Equal(changed["spec"], spec(u)) && len(u.GetAnnotations()) == 0
+	}, func() string { return fmt.Sprint("an override that was ended still holds: ", a.get(refOf(m))) })
+	a.until(refOf(m), "in force", func(o mesh.Outcome) bool { return o.OK && !o.Held && !o.Drifted })
+}

@@ -133,8 +133,7 @@ func parse(ref mesh.Ref, manifest []byte) (*unstructured.Unstructured, error) {
 	if err := u.UnmarshalJSON(manifest); err != nil {
 		return nil, fmt.Errorf("%s %s: the manifest can't be read: %w", ref.Kind, nameOf(ref), err)
 	}
-	gvk := u.GroupVersionKind()
-	got := mesh.Ref{Group: gvk.Group, Version: gvk.Version, Kind: gvk.Kind, Namespace: u.GetNamespace(), Name: u.GetName()}
+	got := refOf(u)
 	if got != ref {
 		return nil, fmt.Errorf("the manifest sent as %s is one of %s", ref, got)
 	}

@@ -56,7 +56,8 @@ type follower struct {
 	scope scope
 }
 
-func (f *follower) ref(u *unstructured.Unstructured) mesh.Ref {
+// refOf names an object as it was read.
+func refOf(u *unstructured.Unstructured) mesh.Ref {
 	gvk := u.GroupVersionKind()
 	return mesh.Ref{Group: gvk.Group, Version: gvk.Version, Kind: gvk.Kind, Namespace: u.GetNamespace(), Name: u.GetName()}
 }
@@ -82,7 +83,7 @@ func versionOf(u *unstructured.Unstructured) uint64 {
 
 // seen compares an object with what we left there. f.a.mu is held.
 func (f *follower) seen(u *unstructured.Unstructured) {
-	ref := f.ref(u)
+	ref := refOf(u)
 	was, known := f.a.live[ref]
 	if !known {
 		f.a.live[ref] = left{}
@@ -184,7 +185,7 @@ func (f *follower) Set(u *unstructured.Unstructured) {
 func (f *follower) Gone(u *unstructured.Unstructured) {
 	f.a.mu.Lock()
 	defer f.a.mu.Unlock()
-	ref := f.ref(u)
+	ref := refOf(u)
 	delete(f.a.live, ref)
 	delete(f.a.refused, ref)
 	f.drifted(ref, gone(u, "deleted"))
