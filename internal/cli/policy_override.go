@@ -163,7 +163,7 @@ func (p *policyVerbs) override(ctx context.Context, mgmt *cluster, arg string, o
 		err = notReached(fmt.Errorf("the lease exists, but these clusters have not confirmed it in %s: %s. Until they do, their agents put changes back. A cluster that is away takes it when it is back (meshctl cluster list)",
 			short(o.timeout), strings.Join(r.Waiting, ", ")))
 	default:
-		fmt.Fprintln(w, "Confirmed by every cluster that has the policy.")
+		fmt.Fprintln(w, "Its status says Overridden in every cluster concerned.")
 	}
 	if f != formatTable {
 		if err := printDocument(p.streams.Out, f, r); err != nil {

@@ -209,7 +209,7 @@ func TestOverride(t *testing.T) {
 	until := l.CreationTimestamp.Add(2 * time.Hour)
 	for _, want := range []string{
 		"PolicyOverride " + w.ns + "/" + l.Name + " created", "is suspended in cluster-2, cluster-3", until.UTC().Format(time.RFC3339), until.Local().Format("15:04:05 MST"), "Recorded as you, ",
-		"nothing in cluster-3 at present", "Confirmed by every cluster", "meshctl policy override end " + l.Name,
+		"nothing in cluster-3 at present", "Overridden in every cluster concerned", "meshctl policy override end " + l.Name,
 	} {
 		if !strings.Contains(r.out, want) {
 			t.Errorf("it does not say %q", want)
