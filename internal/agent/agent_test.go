@@ -13,12 +13,17 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	"ambitmesh.dev/ambit/internal/agent"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relay/family"
+	"ambitmesh.dev/ambit/internal/relay/synclog"
 	"ambitmesh.dev/ambit/internal/version"
 )
 
@@ -197,6 +202,7 @@ func TestLeastRights(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.within(10*time.Second, "drift is put back", func() bool { return strings.HasPrefix(s.value("one"), "1 ") })
+	policies(t, s, h)
 	chain, key, err := h.family.NewClient(name, time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)
@@ -210,6 +216,67 @@ func TestLeastRights(t *testing.T) {
 	var info mesh.ClusterInfo
 	if !h.item(mesh.ItemCluster, mesh.ItemCluster, &info) || len(info.Warnings) > 0 {
 		t.Errorf("cluster item: %+v", info)
+	}
+}
+
+// policies applies one of each kind, has one opened by hand and put back, and reports one that is not ours: all that the rights to policies are for.
+func policies(t *testing.T, s *site, h *hub) {
+	t.Helper()
+	s.istio()
+	mine := func(kind, spec string) map[string]any {
+		var m map[string]any
+		text := fmt.Sprintf("{apiVersion: security.istio.io/v1, kind: %s, metadata: {name: accesspolicy-one, namespace: default, labels: {owner.gloo.solo.io/name: gloo-mesh}}, spec: %s}", kind, spec)
+		if err := yaml.Unmarshal([]byte(text), &m); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	closed, strict := mine("AuthorizationPolicy", "{action: ALLOW, selector: {matchLabels: {app: billing}}}"), mine("PeerAuthentication", "{mtls: {mode: STRICT}}")
+	h.publish(true, closed, strict)
+	outcome := func(kind string) (o mesh.Outcome) {
+		h.item(mesh.ItemOutcome, "security.istio.io/v1/"+kind+"/default/accesspolicy-one", &o)
+		return o
+	}
+	s.within(40*time.Second, "policies are applied", func() bool { return outcome("AuthorizationPolicy").OK && outcome("PeerAuthentication").OK })
+	live := &unstructured.Unstructured{Object: closed}
+	if err := s.kube.Patch(t.Context(), live, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"rules":[{}]}}`)), client.FieldOwner("kubectl-edit")); err != nil {
+		t.Fatal(err)
+	}
+	s.within(10*time.Second, "an opened policy is closed, and who opened it is reported", func() bool {
+		o := outcome("AuthorizationPolicy")
+		return o.OK && !o.Drifted && o.Drift != nil && o.Drift.Corrected && o.Drift.Manager == "kubectl-edit"
+	})
+	s.within(10*time.Second, "an Event says so", func() bool {
+		var events corev1.EventList
+		return s.kube.List(t.Context(), &events, client.InNamespace("default")) == nil &&
+			slices.ContainsFunc(events.Items, func(e corev1.Event) bool {
+				return e.Reason == "DriftCorrected" && e.InvolvedObject.Name == "accesspolicy-one"
+			})
+	})
+	var foreign unstructured.Unstructured
+	foreign.SetAPIVersion("security.istio.io/v1")
+	foreign.SetKind("AuthorizationPolicy")
+	foreign.SetName("open-all")
+	foreign.SetNamespace("default")
+	foreign.Object["spec"] = map[string]any{"rules": []any{map[string]any{}}}
+	if err := s.kube.Create(t.Context(), &foreign); err != nil {
+		t.Fatal(err)
+	}
+	s.within(50*time.Second, "a policy that is not ours is reported", func() bool { // its kind is looked for every half minute
+		var p mesh.ForeignPolicy
+		return h.item(mesh.ItemForeign, "default/AuthorizationPolicy/open-all", &p) && string(p.Spec) == `{"rules":[{}]}`
+	})
+	if items, _ := h.hub.Inventory(name); slices.ContainsFunc(slices.Collect(maps.Keys(items)), func(k synclog.Key) bool {
+		return k.Type == mesh.ItemForeign && strings.Contains(k.Name, "accesspolicy")
+	}) {
+		t.Error("our own policies are reported as foreign")
+	}
+	h.publish(true)
+	s.within(10*time.Second, "policies are pruned", func() bool {
+		return apierrors.IsNotFound(s.kube.Get(t.Context(), client.ObjectKeyFromObject(live), live))
+	})
+	if err := s.kube.Delete(t.Context(), &foreign); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -17,10 +18,12 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
 
 	relayv1 "ambitmesh.dev/ambit/api/relay/v1"
 	"ambitmesh.dev/ambit/internal/agent"
@@ -158,7 +161,11 @@ func (h *hub) publish(complete bool, manifests ...map[string]any) {
 			h.t.Fatal(err)
 		}
 		meta := m["metadata"].(map[string]any)
-		r := mesh.Ref{Version: m["apiVersion"].(string), Kind: m["kind"].(string), Namespace: meta["namespace"].(string), Name: meta["name"].(string)}
+		group, version, named := strings.Cut(m["apiVersion"].(string), "/")
+		if !named {
+			group, version = "", group
+		}
+		r := mesh.Ref{Group: group, Version: version, Kind: m["kind"].(string), Namespace: meta["namespace"].(string), Name: meta["name"].(string)}
 		items[synclog.Key{Type: mesh.ItemObject, Name: r.String()}] = raw
 	}
 	if err := h.hub.Publish(name, items, complete); err != nil {
@@ -406,6 +413,24 @@ func (s *site) within(d time.Duration, what string, ok func() bool) {
 		if time.Now().After(end) {
 			_, status := s.get(s.cfg.MetricsAddress + "/status")
 			s.t.Fatalf("not within %s: %s\nstatus: %s", d, what, status)
+		}
+	}
+}
+
+// istio installs Istio's own definitions of its policies.
+func (s *site) istio() {
+	s.t.Helper()
+	raw, err := os.ReadFile("../apply/testdata/security.istio.io.yaml")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for doc := range strings.SplitSeq(string(raw), "\n---\n") {
+		var crd apiextensionsv1.CustomResourceDefinition
+		if err := yaml.UnmarshalStrict([]byte(doc), &crd); err != nil {
+			s.t.Fatal(err)
+		}
+		if err := s.kube.Create(s.t.Context(), &crd); err != nil && !apierrors.IsAlreadyExists(err) {
+			s.t.Fatal(err)
 		}
 	}
 }

@@ -100,6 +100,8 @@ func expose(c mesh.ClusterName, st relay.SpokeStatus, objects apply.Stats) strin
 	gauge("gloo_mesh_agent_objects_desired", "Objects the management server wants in this cluster.", float64(objects.Desired))
 	gauge("gloo_mesh_agent_objects_applied", "Of these, as they should be.", float64(objects.Applied))
 	gauge("gloo_mesh_agent_objects_failed", "Of these, not taken by the API server.", float64(objects.Failed))
+	gauge("gloo_mesh_agent_objects_held", "Of these, suspended by an override and left as they are.", float64(objects.Held))
+	gauge("gloo_mesh_agent_objects_taken_over", "Of these, without our owner label: somebody took them over.", float64(objects.Taken))
 	const back = "gloo_mesh_agent_drift_corrected_total"
 	fmt.Fprintf(&b, "# HELP %s Objects put back after somebody had changed or deleted them.\n# TYPE %s counter\n%s{cluster=%q} %d\n", back, back, back, string(c), objects.PutBack)
 	return b.String()
