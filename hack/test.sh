@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything. The checks of generated code and style come first, because they rewrite files in place; then the unit tests and the lab's tests side by
-# side; last and alone the end-to-end scenarios. Each job's output is printed whole when it ends.
+# side, then each fuzz target for a few seconds beside the latter; last and alone the end-to-end scenarios. Each job's output is printed whole when it ends.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 logs=$(mktemp -d)
@@ -24,7 +24,9 @@ finish verify
 start unit make --no-print-directory unit
 start lab-test make --no-print-directory lab-test
 finish unit
+start fuzz hack/fuzz.sh 4s
 finish lab-test
+finish fuzz
 start e2e make --no-print-directory e2e
 finish e2e
 kill $watcher 2>/dev/null
@@ -32,4 +34,4 @@ if [ ${#failed[@]} -gt 0 ]; then
   echo "== FAILED: ${failed[*]}"
   exit 1
 fi
-echo "== all suites passed: verify unit lab-test e2e"
+echo "== all suites passed: verify unit fuzz lab-test e2e"
