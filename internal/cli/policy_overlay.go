@@ -170,7 +170,8 @@ func (o *overlay) put(d *document, now time.Time) field.ErrorList {
 func decodeDocument(d *document, into interface {
 	SetNamespace(string)
 	GetNamespace() string
-}) field.ErrorList {
+},
+) field.ErrorList {
 	errs := validate.Decode(d.JSON, into)
 	into.SetNamespace(d.Meta.Namespace)
 	return errs

@@ -15,8 +15,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/transport/spdy"
+	"k8s.io/streaming/pkg/httpstream"
 )
 
 const (
@@ -79,7 +79,7 @@ func (c *cluster) dialPod(ctx context.Context, namespace, pod string, port int) 
 		}
 		return resp, err
 	})
-	conn, _, err := spdy.Negotiate(upgrader, &http.Client{Transport: watched}, req, portForwardProtocol)
+	conn, _, err := spdy.NegotiateStreaming(upgrader, &http.Client{Transport: watched}, req, portForwardProtocol)
 	if code == http.StatusForbidden {
 		return nil, fmt.Errorf("%w: %w", errMayNotForward, err)
 	}
@@ -119,7 +119,7 @@ func (c *cluster) getFromPod(ctx context.Context, namespace, pod string, port in
 	if err != nil {
 		return 0, nil, err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	used := false
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) {
 		if used {

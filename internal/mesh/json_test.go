@@ -86,8 +86,8 @@ func (f filler) fill(v reflect.Value, depth int) {
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		for i := range v.NumField() {
-			f.fill(v.Field(i), depth+1)
+		for _, field := range v.Fields() {
+			f.fill(field, depth+1)
 		}
 	case reflect.Pointer:
 		if depth < 3 || f.IntN(3) > 0 {
