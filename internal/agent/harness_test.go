@@ -444,6 +444,22 @@ func (s *site) configMap(name, value string) map[string]any {
 	}
 }
 
+// policy is a desired AuthorizationPolicy of usual size.
+func (s *site) policy(name string) map[string]any {
+	principals := make([]any, 5)
+	for i := range principals {
+		principals[i] = fmt.Sprintf("cluster-%d.example.com/ns/payments/sa/payments", i)
+	}
+	return map[string]any{
+		"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
+		"metadata": map[string]any{"name": name, "namespace": s.namespace, "labels": map[string]any{"owner.gloo.solo.io/name": "gloo-mesh", "context.mesh.gloo.solo.io/workspace": "payments"}},
+		"spec": map[string]any{
+			"action": "ALLOW", "selector": map[string]any{"matchLabels": map[string]any{"app": name}},
+			"rules": []any{map[string]any{"from": []any{map[string]any{"source": map[string]any{"principals": principals}}}}},
+		},
+	}
+}
+
 // value is what a ConfigMap holds, with its UID.
 func (s *site) value(name string) string {
 	s.t.Helper()

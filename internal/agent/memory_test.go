@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -12,14 +13,18 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/relay/synclog"
 )
 
 // The goal is 25 MB for one agent, resident, all included (SPIRE's agent takes 60, a Kuma zone 115).
 const residentGoal = 25 << 20
 
-// TestResidentMemory runs the real program in a cluster with 300 Services and as many objects to apply.
+// TestResidentMemory runs the real program in a cluster with 300 Services and as many policies to apply, each edited by hand once.
 func TestResidentMemory(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds a program and watches it for 20 s")
@@ -31,6 +36,7 @@ func TestResidentMemory(t *testing.T) {
 	h := newHub(t)
 	h.register()
 	s := newSite(t, h, token)
+	s.istio()
 	var desired []map[string]any
 	for i := range n {
 		service := &corev1.Service{
@@ -44,7 +50,7 @@ func TestResidentMemory(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i < 300 {
-			desired = append(desired, s.configMap(fmt.Sprintf("object-%04d", i), "1"))
+			desired = append(desired, s.policy(fmt.Sprintf("accesspolicy-%04d", i)))
 		}
 	}
 	program := filepath.Join(t.TempDir(), "gloo-mesh-agent")
@@ -76,7 +82,24 @@ func TestResidentMemory(t *testing.T) {
 	h.publish(true, desired...)
 	s.within(60*time.Second, "everything is applied", func() bool {
 		var o mesh.Outcome
-		return h.item(mesh.ItemOutcome, fmt.Sprintf("/v1/ConfigMap/%s/object-%04d", s.namespace, len(desired)-1), &o) && o.OK
+		return h.item(mesh.ItemOutcome, fmt.Sprintf("security.istio.io/v1/AuthorizationPolicy/%s/accesspolicy-%04d", s.namespace, len(desired)-1), &o) && o.OK
+	})
+	for _, m := range desired {
+		live := &unstructured.Unstructured{Object: m}
+		if err := s.kube.Patch(t.Context(), live.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"spec":{"rules":[{}]}}`)), client.FieldOwner("kubectl-edit")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.within(60*time.Second, "every edit is put back, and remembered", func() bool {
+		n, items := 0, map[synclog.Key][]byte(nil)
+		items, _ = h.hub.Inventory(name)
+		for k, raw := range items {
+			var o mesh.Outcome
+			if k.Type == mesh.ItemOutcome && json.Unmarshal(raw, &o) == nil && o.Drift != nil && o.Drift.Corrected {
+				n++
+			}
+		}
+		return n == len(desired)
 	})
 	peak := resident(t, run.Process.Pid, "VmHWM")
 	var worst int
@@ -85,7 +108,7 @@ func TestResidentMemory(t *testing.T) {
 		worst = max(worst, resident(t, run.Process.Pid, "VmRSS"))
 	}
 	info, _ := os.Stat(program)
-	t.Logf("%d Services, %d applied objects: %.1f MB resident at rest (of it %.1f MB anonymous), peak %.1f MB, program %.1f MB", n, len(desired), mb(worst), mb(resident(t, run.Process.Pid, "RssAnon")), mb(peak), mb(int(info.Size())))
+	t.Logf("%d Services, %d applied policies: %.1f MB resident at rest (of it %.1f MB anonymous), peak %.1f MB, program %.1f MB", n, len(desired), mb(worst), mb(resident(t, run.Process.Pid, "RssAnon")), mb(peak), mb(int(info.Size())))
 	if worst > residentGoal && n == 300 {
 		t.Errorf("%.1f MB resident: the goal is %.1f", mb(worst), mb(residentGoal))
 	}
