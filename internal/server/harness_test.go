@@ -58,7 +58,7 @@ func config(t *testing.T, rc *rest.Config, ns string) Config {
 	for _, a := range []*string{&cfg.RelayAddress, &cfg.HealthAddress, &cfg.MetricsAddress, &cfg.SnapshotAddress} {
 		*a = freeAddress(t)
 	}
-	cfg.WarmGrace = 2 * time.Second
+	cfg.WarmGrace, cfg.Audit = 2*time.Second, io.Discard
 	return cfg
 }
 
@@ -157,6 +157,8 @@ type agent struct {
 
 	mu      sync.Mutex
 	applied map[string]string
+	at      map[string]time.Time // when each came first
+	latest  time.Time            // when the last new one came
 	deletes int
 }
 
@@ -224,7 +226,7 @@ func start(t *testing.T, c client.Client, cfg Config, name, token string) *agent
 
 func startWith(t testing.TB, cfg Config, name string, uid mesh.ClusterUID, store *memory) *agent {
 	t.Helper()
-	a := &agent{t: t, name: mesh.ClusterName(name), uid: uid, store: store, applied: map[string]string{}, inventory: synclog.NewSource(rand.Text())}
+	a := &agent{t: t, name: mesh.ClusterName(name), uid: uid, store: store, applied: map[string]string{}, at: map[string]time.Time{}, inventory: synclog.NewSource(rand.Text())}
 	info, err := json.Marshal(mesh.ClusterInfo{TrustDomain: "cluster.local", IstioVersion: "1.28.0", Network: "net-" + name})
 	if err != nil {
 		t.Fatal(err)
@@ -258,7 +260,11 @@ func startWith(t testing.TB, cfg Config, name string, uid mesh.ClusterUID, store
 func (a *agent) apply(_ context.Context, ch synclog.Changes) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	now := time.Now()
 	for k, v := range ch.Set {
+		if a.at[k.Name].IsZero() {
+			a.at[k.Name], a.latest = now, now
+		}
 		a.applied[k.Name] = string(v)
 		raw, err := json.Marshal(mesh.Outcome{Hash: mesh.FingerprintOf(v), OK: true})
 		if err == nil {
@@ -281,8 +287,56 @@ func (a *agent) prune() {
 	for name := range a.applied {
 		if _, ok := desired.Items[synclog.Key{Type: mesh.ItemObject, Name: name}]; !ok {
 			delete(a.applied, name)
+			a.inventory.Delete(synclog.Key{Type: mesh.ItemOutcome, Name: name})
 			a.deletes++
 		}
+	}
+}
+
+// report tells the server what runs in the agent's cluster.
+func (a *agent) report(items ...any) {
+	a.t.Helper()
+	for _, it := range items {
+		if err := a.inventory.Set(itemOf(it)); err != nil {
+			a.t.Fatal(err)
+		}
+	}
+}
+
+func itemOf(it any) (synclog.Key, []byte) {
+	var key synclog.Key
+	switch it := it.(type) {
+	case mesh.Namespace:
+		key = synclog.Key{Type: mesh.ItemNamespace, Name: it.Name}
+	case mesh.Service:
+		key = synclog.Key{Type: mesh.ItemService, Name: it.Namespace + "/" + it.Name}
+	case mesh.ServiceAccount:
+		key = synclog.Key{Type: mesh.ItemServiceAccount, Name: it.Namespace + "/" + it.Name}
+	}
+	raw, err := json.Marshal(it)
+	if err != nil {
+		panic(err)
+	}
+	return key, raw
+}
+
+// outcome changes what the agent says of an object it has.
+func (a *agent) outcome(name string, change func(*mesh.Outcome)) {
+	a.t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	manifest, ok := a.applied[name]
+	if !ok {
+		a.t.Fatalf("%s does not have %s", a.name, name)
+	}
+	o := mesh.Outcome{Hash: mesh.FingerprintOf([]byte(manifest)), OK: true}
+	change(&o)
+	raw, err := json.Marshal(o)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	if err := a.inventory.Set(synclog.Key{Type: mesh.ItemOutcome, Name: name}, raw); err != nil {
+		a.t.Fatal(err)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/admission"
 	"ambitmesh.dev/ambit/internal/audit"
 	"ambitmesh.dev/ambit/internal/kube"
@@ -143,6 +144,14 @@ func invalid(o validate.Options) func(client.Object) string {
 		switch obj := obj.(type) {
 		case *adminv2.KubernetesCluster:
 			errs = validate.KubernetesCluster(obj, nil, o)
+		case *securityv2.AccessPolicy:
+			errs = validate.AccessPolicy(obj, nil, o)
+		case *securityv2.PolicyOverride:
+			errs = validate.PolicyOverride(obj, nil, o)
+		case *adminv2.Workspace:
+			errs = validate.Workspace(obj, nil, o)
+		case *adminv2.WorkspaceSettings:
+			errs = validate.WorkspaceSettings(obj, nil, o)
 		}
 		if len(errs) == 0 {
 			return ""
