@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
@@ -35,6 +36,17 @@ func ours(d *document) bool {
 	return servedKinds()[d.Kind.Kind] != "" && !slices.Contains(otherFamilies(), group)
 }
 
+// meant says what was probably meant by a document whose apiVersion is of an older release or misspelt, empty: it is as it should be, or none of ours.
+func meant(d *document) string {
+	if hint := validate.Group(d.Kind.APIVersion, d.Kind.Kind); hint != "" {
+		return hint
+	}
+	if served := servedKinds()[d.Kind.Kind]; ours(d) && d.Kind.APIVersion != served {
+		return fmt.Sprintf("apiVersion %q is of an older release, or misspelt: want %q", d.Kind.APIVersion, served)
+	}
+	return ""
+}
+
 // overlay is a snapshot with a file's objects put in.
 type overlay struct {
 	Snapshot *mesh.Snapshot
@@ -53,6 +65,10 @@ func putIn(s *mesh.Snapshot, docs []document, defaultNamespace string, now time.
 	var wrong []string
 	for i := range docs {
 		d := &docs[i]
+		if hint := meant(d); hint != "" {
+			wrong = append(wrong, fmt.Sprintf("%s: %s", d, hint))
+			continue
+		}
 		if !ours(d) {
 			others[d.Kind.Kind]++
 			continue
@@ -105,75 +121,111 @@ func refOf(d *document) mesh.Ref {
 
 // put validates one document as the webhook does, and puts it into the snapshot.
 func (o *overlay) put(d *document, now time.Time) field.ErrorList {
-	if served := servedKinds()[d.Kind.Kind]; d.Kind.APIVersion != served {
-		path := field.NewPath("apiVersion")
-		return field.ErrorList{field.Invalid(path, d.Kind.APIVersion, fmt.Sprintf("of an older release, or misspelt: want %q", firstOf(validate.APIVersion(d.Kind.APIVersion, []string{served}), served)))}
-	}
 	if d.Meta.Name == "" {
 		return field.ErrorList{field.Required(field.NewPath("metadata", "name"), "give it one")}
 	}
-	ref, s := refOf(d), o.Snapshot
 	switch d.Kind.Kind {
 	case "AccessPolicy":
-		var object securityv2.AccessPolicy
-		if errs := decodeDocument(d, &object); len(errs) > 0 {
-			return errs
-		}
-		s.Policies = placed(s.Policies, ref, func(p *mesh.AccessPolicy) mesh.Ref { return p.Source }, func(old *mesh.AccessPolicy) *mesh.AccessPolicy {
-			p := &mesh.AccessPolicy{Source: ref, Generation: 1, Created: now, Spec: object.Spec}
-			if old == nil {
-				return p
-			}
-			if same(old.Spec, p.Spec) {
-				return old
-			}
-			p.UID, p.Generation, p.Created = old.UID, old.Generation+1, old.Created
-			return p
-		})
+		return o.putPolicy(d, now)
 	case "Workspace":
-		var object adminv2.Workspace
-		if errs := decodeDocument(d, &object); len(errs) > 0 {
-			return errs
-		}
-		s.Workspaces = placed(s.Workspaces, ref, func(w *mesh.Workspace) mesh.Ref { return w.Source }, func(old *mesh.Workspace) *mesh.Workspace {
-			w := &mesh.Workspace{Source: ref, Generation: 1, Labels: object.Labels, Spec: object.Spec}
-			if old == nil {
-				return w
-			}
-			if same(old.Spec, w.Spec) && same(old.Labels, w.Labels) {
-				return old
-			}
-			w.UID, w.Generation = old.UID, old.Generation+1
-			return w
-		})
-	case "WorkspaceSettings":
-		var object adminv2.WorkspaceSettings
-		if errs := decodeDocument(d, &object); len(errs) > 0 {
-			return errs
-		}
-		s.Settings = placed(s.Settings, ref, func(w *mesh.WorkspaceSettings) mesh.Ref { return w.Source }, func(old *mesh.WorkspaceSettings) *mesh.WorkspaceSettings {
-			w := &mesh.WorkspaceSettings{Source: ref, Generation: 1, Created: now, Spec: object.Spec}
-			if old == nil {
-				return w
-			}
-			if same(old.Spec, w.Spec) {
-				return old
-			}
-			w.UID, w.Generation, w.Created = old.UID, old.Generation+1, old.Created
-			return w
-		})
+		return o.putWorkspace(d)
+	default:
+		return o.putSettings(d, now)
 	}
+}
+
+func (o *overlay) putPolicy(d *document, now time.Time) field.ErrorList {
+	var object securityv2.AccessPolicy
+	if errs := decodeDocument(d, &object); len(errs) > 0 {
+		return errs
+	}
+	if errs := validate.AccessPolicy(&object, nil, o.options()); len(errs) > 0 {
+		return errs
+	}
+	o.warn(d, validate.WarningsOfAccessPolicy(&object, o.options()))
+	s, ref := o.Snapshot, refOf(d)
+	s.Policies = placed(s.Policies, ref, func(p *mesh.AccessPolicy) mesh.Ref { return p.Source }, func(old *mesh.AccessPolicy) *mesh.AccessPolicy {
+		p := &mesh.AccessPolicy{Source: ref, Generation: 1, Created: now, Spec: object.Spec}
+		if old == nil {
+			return p
+		}
+		if same(old.Spec, p.Spec) {
+			return old
+		}
+		p.UID, p.Generation, p.Created = old.UID, old.Generation+1, old.Created
+		return p
+	})
 	return nil
 }
 
+func (o *overlay) putWorkspace(d *document) field.ErrorList {
+	var object adminv2.Workspace
+	if errs := decodeDocument(d, &object); len(errs) > 0 {
+		return errs
+	}
+	if errs := validate.Workspace(&object, nil, o.options()); len(errs) > 0 {
+		return errs
+	}
+	o.warn(d, validate.WarningsOfWorkspace(&object, o.options()))
+	s, ref := o.Snapshot, refOf(d)
+	s.Workspaces = placed(s.Workspaces, ref, func(w *mesh.Workspace) mesh.Ref { return w.Source }, func(old *mesh.Workspace) *mesh.Workspace {
+		w := &mesh.Workspace{Source: ref, Generation: 1, Labels: object.Labels, Spec: object.Spec}
+		if old == nil {
+			return w
+		}
+		if same(old.Spec, w.Spec) && maps.Equal(old.Labels, w.Labels) {
+			return old
+		}
+		w.UID, w.Generation = old.UID, old.Generation+1
+		return w
+	})
+	return nil
+}
+
+func (o *overlay) putSettings(d *document, now time.Time) field.ErrorList {
+	var object adminv2.WorkspaceSettings
+	if errs := decodeDocument(d, &object); len(errs) > 0 {
+		return errs
+	}
+	if errs := validate.WorkspaceSettings(&object, nil, o.options()); len(errs) > 0 {
+		return errs
+	}
+	o.warn(d, validate.WarningsOfWorkspaceSettings(&object, o.options()))
+	s, ref := o.Snapshot, refOf(d)
+	s.Settings = placed(s.Settings, ref, func(w *mesh.WorkspaceSettings) mesh.Ref { return w.Source }, func(old *mesh.WorkspaceSettings) *mesh.WorkspaceSettings {
+		w := &mesh.WorkspaceSettings{Source: ref, Generation: 1, Created: now, Spec: object.Spec}
+		if old == nil {
+			return w
+		}
+		if same(old.Spec, w.Spec) {
+			return old
+		}
+		w.UID, w.Generation, w.Created = old.UID, old.Generation+1, old.Created
+		return w
+	})
+	return nil
+}
+
+// options are what the webhook knows beside the object.
+func (o *overlay) options() validate.Options {
+	return validate.Options{AdminNamespace: o.Snapshot.AdminNamespace}
+}
+
+// warn passes on what the webhook would say without refusing.
+func (o *overlay) warn(d *document, warnings []string) {
+	for _, w := range warnings {
+		o.note("%s: %s", d, w)
+	}
+}
+
 // decodeDocument reads a document strictly. Its namespace is the one it is taken to have.
-func decodeDocument(d *document, into interface {
-	SetNamespace(string)
-	GetNamespace() string
-},
-) field.ErrorList {
+func decodeDocument(d *document, into metav1.Object) field.ErrorList {
 	errs := validate.Decode(d.JSON, into)
 	into.SetNamespace(d.Meta.Namespace)
+	// A file that kubectl exported carries what admission wrote; admission writes it anew.
+	annotations := into.GetAnnotations()
+	delete(annotations, securityv2.AnnotationChangedBy)
+	delete(annotations, securityv2.AnnotationChangedAt)
 	return errs
 }
 
