@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"strings"
@@ -132,4 +133,16 @@ func TestCompare(t *testing.T) {
 	if diff := cmp.Diff(map[mesh.ClusterName][]string{"a": {"ns"}, "b": {"ns"}, "d": {"ns"}}, places(want)); diff != "" {
 		t.Error(diff)
 	}
+}
+
+func TestGroupAlike(t *testing.T) {
+	change := func(c mesh.ClusterName, value string) clusterChange {
+		return clusterChange{c, []objectChange{{"+", "K ns/new", "+    relay.solo.io/cluster: " + string(c) + "\n+value: " + value + "\n"}}}
+	}
+	r := diffReport{Changed: true, Clusters: []clusterChange{change("a", "1"), change("b", "2"), change("c", "1")}}
+	var full, brief bytes.Buffer
+	r.print(&full, false)
+	r.print(&brief, true)
+	golden(t, "diff-groups", full.String())
+	golden(t, "diff-groups-brief", brief.String())
 }

@@ -187,31 +187,59 @@ func (p *policyVerbs) diff(ctx context.Context, o *previewOptions, brief bool, f
 	return true, nil
 }
 
-func (r *diffReport) print(w io.Writer, brief bool) {
-	var made, changed, gone int
-	for _, c := range r.Clusters {
-		fmt.Fprintf(w, "cluster %s\n", c.Cluster)
-		for _, o := range c.Changes {
-			switch o.Action {
-			case "+":
-				made++
-			case "-":
-				gone++
-			default:
-				changed++
-			}
-			fmt.Fprintf(w, "%s %s\n", o.Action, o.Object)
-			if brief {
-				continue
-			}
-			for line := range strings.Lines(o.Diff) {
-				fmt.Fprintf(w, "    %s", line)
-			}
+// body is what happens to a cluster, as lines.
+func (c *clusterChange) body(brief bool) string {
+	var out strings.Builder
+	for _, o := range c.Changes {
+		fmt.Fprintf(&out, "%s %s\n", o.Action, o.Object)
+		if brief {
+			continue
 		}
-		fmt.Fprintln(w)
+		for line := range strings.Lines(o.Diff) {
+			out.WriteString("    " + line)
+		}
 	}
-	fmt.Fprintf(w, "%s in %s: %d new, %d changed, %d removed\n", count(made+changed+gone, "object"), count(len(r.Clusters), "cluster"), made, changed, gone)
-	for _, a := range r.Access {
-		fmt.Fprintf(w, "  %s\n", a.Text)
+	return out.String()
+}
+
+// alike are clusters to which the same happens; only the label with a cluster's own name differs.
+type alike struct {
+	names []string
+	body  string // of the first
+}
+
+func group(changes []clusterChange, brief bool) []*alike {
+	var out []*alike
+	seen := map[string]*alike{}
+	for i := range changes {
+		name := string(changes[i].Cluster)
+		body := changes[i].body(brief)
+		key := strings.ReplaceAll(body, labelOfCluster+": "+name+"\n", labelOfCluster+"\n")
+		if seen[key] == nil {
+			seen[key] = &alike{body: body}
+			out = append(out, seen[key])
+		}
+		seen[key].names = append(seen[key].names, name)
 	}
+	return out
+}
+
+// labelOfCluster is the label by which a translated object names its cluster.
+const labelOfCluster = "relay.solo.io/cluster"
+
+func (r *diffReport) print(w io.Writer, brief bool) {
+	for _, g := range group(r.Clusters, brief) {
+		head := "cluster " + g.names[0]
+		if len(g.names) > 1 {
+			head = fmt.Sprintf("%d clusters alike: %s", len(g.names), some(g.names, 20))
+		}
+		fmt.Fprintf(w, "%s\n%s\n", head, g.body)
+	}
+	n := map[string]int{}
+	for _, c := range r.Clusters {
+		for _, o := range c.Changes {
+			n[o.Action]++
+		}
+	}
+	fmt.Fprintf(w, "%s in %s: %d new, %d changed, %d removed\n", count(n["+"]+n["~"]+n["-"], "object"), count(len(r.Clusters), "cluster"), n["+"], n["~"], n["-"])
 }

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -22,11 +24,13 @@ type policyWorld struct {
 	*world
 	api   *cluster
 	other string // the other namespace
+	// mgmtContext is whom policies acts as.
+	mgmtContext string
 }
 
 func newPolicyWorld(t *testing.T) *policyWorld {
 	t.Helper()
-	w := &policyWorld{world: newWorld(t)}
+	w := &policyWorld{world: newWorld(t), mgmtContext: "mgmt"}
 	api, err := newCluster("mgmt", w.mgmtCfg)
 	w.must(err)
 	w.api, w.other = api, kubetest.Namespace(t, w.mgmt)
@@ -60,7 +64,7 @@ func (w *policyWorld) policies(args ...string) result {
 	w.t.Helper()
 	args = append([]string{"policy"}, args...)
 	var out, errs strings.Builder
-	code := Run(w.t.Context(), append(args, "--kubeconfig", w.kubeconfig, "--mgmt-context", "mgmt", "--mgmt-namespace", w.ns), Streams{Out: &out, Err: &errs})
+	code := Run(w.t.Context(), append(args, "--kubeconfig", w.kubeconfig, "--mgmt-context", w.mgmtContext, "--mgmt-namespace", w.ns), Streams{Out: &out, Err: &errs})
 	w.t.Logf("meshctl %s: exit %d\n%s%s", strings.Join(args, " "), code, &out, &errs)
 	return result{code, out.String(), errs.String()}
 }
@@ -271,9 +275,8 @@ func TestOverrideRefuses(t *testing.T) {
 	}
 	// A person who may read, but not create.
 	grant(w, "guest")
-	var out, errs strings.Builder
-	code := Run(t.Context(), append([]string{"policy"}, good("--kubeconfig", w.kubeconfig, "--mgmt-context", "guest", "--mgmt-namespace", w.ns)...), Streams{Out: &out, Err: &errs})
-	w.refused(result{code, out.String(), errs.String()}, ExitFailed, "you may not", "create policyoverrides.security.policy.gloo.solo.io")
+	w.mgmtContext = "guest"
+	w.refused(w.policies(good()...), ExitFailed, "you may not", "create policyoverrides.security.policy.gloo.solo.io")
 	if n := len(w.leases()); n != 0 {
 		t.Errorf("%d leases were created", n)
 	}
@@ -308,4 +311,31 @@ func TestOverrideName(t *testing.T) {
 	if len(long) > 253 || strings.Contains(long, ".-") || one == two {
 		t.Errorf("%s (%d)", long, len(long))
 	}
+}
+
+// TestSnapshotRights asks a real API server, which decides who may forward; there is no kubelet behind it.
+func TestSnapshotRights(t *testing.T) {
+	w := newPolicyWorld(t)
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: "server", Labels: map[string]string{"app": serverName}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+	}
+	w.must(w.mgmt.Create(t.Context(), pod))
+	w.refused(w.policies("snapshot"), ExitFailed, "is ready", "server is Pending")
+	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	w.must(w.mgmt.Status().Update(t.Context(), pod))
+	w.refused(w.policies("snapshot"), ExitFailed, "read the snapshot from Pod "+w.ns+"/server", "host")
+	w.as("guest", "mgmt", "guest")
+	w.mgmtContext = "guest"
+	w.refused(w.policies("snapshot"), ExitFailed, "you may not", "list pods")
+	w.refused(w.policies("diff", "-f", "testdata/policy/page.yaml"), 2, "you may not", "list pods")
+	role := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: "lists"}, Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"list"}}}}
+	w.must(w.mgmt.Create(t.Context(), role))
+	w.must(w.mgmt.Create(t.Context(), &rbacv1.RoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Namespace: w.ns, Name: "lists"}, RoleRef: rbacv1.RoleRef{APIGroup: "rbac.authorization.k8s.io", Kind: "Role", Name: "lists"},
+		Subjects: []rbacv1.Subject{{Kind: "User", Name: "guest"}},
+	}))
+	w.eventually(func() bool {
+		return strings.Contains(w.policies("snapshot").err, "create pods/portforward in namespace")
+	})
 }
