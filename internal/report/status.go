@@ -29,6 +29,8 @@ type Input struct {
 	// Desired are the objects the server wants in the cluster; Published: they have been sent.
 	Desired   map[mesh.Ref]mesh.Object
 	Published bool
+	// Patient: what has not been applied was sent a moment ago; everything being applied before, that is still said.
+	Patient bool
 	// ServerVersion is the management server's.
 	ServerVersion string
 }
@@ -115,7 +117,7 @@ func state(in Input, st adminv2.KubernetesClusterStatus) adminv2.State {
 
 func conditions(old []metav1.Condition, in Input, st adminv2.KubernetesClusterStatus, now time.Time) []metav1.Condition {
 	all := slices.Clone(in.Conditions)
-	all = append(all, connected(in, st), identity(in), warm(in), programmed(in, st))
+	all = append(all, connected(in, st), identity(in), warm(in), programmed(in, st, condition(old, adminv2.ConditionProgrammed)))
 	if st.AgentVersion != "" {
 		all = append(all, VersionSupported(st.AgentVersion, in.ServerVersion))
 	}
@@ -170,7 +172,7 @@ func warm(in Input) mesh.Condition {
 	return c
 }
 
-func programmed(in Input, st adminv2.KubernetesClusterStatus) mesh.Condition {
+func programmed(in Input, st adminv2.KubernetesClusterStatus, old *metav1.Condition) mesh.Condition {
 	c := mesh.Condition{Type: adminv2.ConditionProgrammed, Status: mesh.False, Reason: adminv2.ReasonApplying}
 	if st.ClusterUID == "" {
 		c.Message = "waits for the agent"
@@ -194,6 +196,8 @@ func programmed(in Input, st adminv2.KubernetesClusterStatus) mesh.Condition {
 	switch {
 	case len(failed) > 0:
 		c.Reason, c.Message = adminv2.ReasonApplyFailed, "not applied: "+few(failed)
+	case len(waiting) > 0 && in.Patient && old != nil && old.Status == metav1.ConditionTrue:
+		c.Status, c.Reason, c.Message = mesh.True, old.Reason, old.Message
 	case len(waiting) > 0:
 		c.Message = "being applied: " + few(waiting)
 	default:

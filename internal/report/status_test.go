@@ -124,6 +124,12 @@ func TestNext(t *testing.T) {
 		"older object applied": {known, func(in *report.Input) {
 			in.Cluster.Inventory.Outcomes[object] = mesh.Outcome{Hash: mesh.FingerprintOf(nil), OK: true}
 		}, brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"Programmed": "Applying"}}},
+		"older object applied, sent a moment ago": {known, func(in *report.Input) {
+			in.Cluster.Inventory.Outcomes[object], in.Patient = mesh.Outcome{Hash: mesh.FingerprintOf(nil), OK: true}, true
+		}, brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{}}},
+		"nothing applied yet, sent a moment ago": {adminv2.KubernetesClusterStatus{ClusterUID: "u1"}, func(in *report.Input) {
+			in.Cluster.Inventory.Outcomes, in.Patient = nil, true
+		}, brief{"ACCEPTED", "", "Connected", "", "u1", map[string]string{"Programmed": "Applying"}}},
 		"ten minutes behind": {
 			known, func(in *report.Input) { in.Session.Offset = 10*time.Minute + 80*time.Millisecond },
 			brief{"ACCEPTED", "", "Connected", "10m0s behind", "u1", map[string]string{"ClockSynchronised": "ClockSkew"}},

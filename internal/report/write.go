@@ -30,38 +30,40 @@ type Writer[S any] struct {
 	differ func(old, next S) bool
 
 	mu    sync.Mutex
-	wrote map[types.UID]written[S]
+	wrote map[types.NamespacedName]written[S]
 }
 
 // written is what was written over a version of an object, for as long as the caller's cache still shows that version.
 type written[S any] struct {
+	uid    types.UID
 	over   string // resourceVersion
 	status S
 }
 
 // NewWriter returns a Writer that writes with c when differ says so.
 func NewWriter[S any](c client.Client, differ func(old, next S) bool) *Writer[S] {
-	return &Writer[S]{client: c, differ: differ, wrote: map[types.UID]written[S]{}}
+	return &Writer[S]{client: c, differ: differ, wrote: map[types.NamespacedName]written[S]{}}
 }
 
 // Last returns the status that o has: its own (has), or, when o comes from a cache that lags behind, what was written over it.
 func (w *Writer[S]) Last(o client.Object, has S) S {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if l, ok := w.wrote[o.GetUID()]; ok {
-		if l.over == o.GetResourceVersion() {
+	key := client.ObjectKeyFromObject(o)
+	if l, ok := w.wrote[key]; ok {
+		if l.uid == o.GetUID() && l.over == o.GetResourceVersion() {
 			return l.status
 		}
-		delete(w.wrote, o.GetUID())
+		delete(w.wrote, key)
 	}
 	return has
 }
 
 // Forget drops what is remembered of an object that is gone.
-func (w *Writer[S]) Forget(uid types.UID) {
+func (w *Writer[S]) Forget(namespace, name string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	delete(w.wrote, uid)
+	delete(w.wrote, types.NamespacedName{Namespace: namespace, Name: name})
 }
 
 // Write applies next to o when it differs from the status o has, and says whether it did. An object deleted meanwhile is no error.
@@ -99,6 +101,6 @@ func (w *Writer[S]) Write(ctx context.Context, o client.Object, has, next S) (bo
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.wrote[o.GetUID()] = written[S]{o.GetResourceVersion(), next}
+	w.wrote[client.ObjectKeyFromObject(o)] = written[S]{o.GetUID(), o.GetResourceVersion(), next}
 	return true, nil
 }

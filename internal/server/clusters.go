@@ -6,6 +6,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	relayv1 "ambitmesh.dev/ambit/api/relay/v1"
@@ -28,6 +29,11 @@ func (r *reporter) reportClusters(ctx context.Context, v *view, sessions map[mes
 			delete(r.refused, c)
 		}
 	}
+	for c := range r.since {
+		if v.clusters[c] == nil {
+			delete(r.since, c)
+		}
+	}
 	for i := range v.snapshot.Clusters {
 		c := &v.snapshot.Clusters[i]
 		kc, s := v.clusters[c.Name], sessions[c.Name]
@@ -36,10 +42,14 @@ func (r *reporter) reportClusters(ctx context.Context, v *view, sessions map[mes
 			count[adminv2.ConnectionConnected]++ // this server has just started: give its agent time to come back before saying it is gone
 			continue
 		}
-		next := report.Next(last, report.Input{
+		in := report.Input{
 			Cluster: *c, Session: session(s, now), Conditions: v.result.Conditions[c.Source],
 			Desired: v.result.Objects[c.Name], Published: v.published[c.Name], ServerVersion: version.Version,
-		}, now)
+		}
+		next := report.Next(last, in, now)
+		if in.Patient = r.applying(c.Name, next, now); in.Patient {
+			next = report.Next(last, in, now)
+		}
 		count[next.Connection]++
 		if err := r.say(ctx, kc, last, next, s, now); err != nil {
 			return err
@@ -49,6 +59,22 @@ func (r *reporter) reportClusters(ctx context.Context, v *view, sessions map[mes
 		}
 	}
 	return nil
+}
+
+// patience is how long a cluster may take to apply what is new before its KubernetesCluster says so: a policy that changes must not cost two writes for each cluster.
+const patience = 2 * time.Second
+
+// applying takes note of since when a cluster has been applying something, and says whether that is too short to speak of.
+func (r *reporter) applying(c mesh.ClusterName, next adminv2.KubernetesClusterStatus, now time.Time) bool {
+	p := meta.FindStatusCondition(next.Conditions, adminv2.ConditionProgrammed)
+	if p == nil || p.Reason != adminv2.ReasonApplying {
+		delete(r.since, c)
+		return false
+	}
+	if r.since[c].IsZero() {
+		r.since[c] = now
+	}
+	return now.Sub(r.since[c]) < patience
 }
 
 // say writes the Events that go with a change of status.

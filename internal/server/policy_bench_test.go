@@ -307,7 +307,9 @@ func BenchmarkPolicyMemory(b *testing.B) {
 				b.Fatal(err)
 			}
 			time.Sleep(500 * time.Millisecond)
-			return !slices.ContainsFunc(list.Items, func(p securityv2.AccessPolicy) bool { return p.Status.InForce != fmt.Sprintf("%d/%d", clusters, clusters) })
+			return !slices.ContainsFunc(list.Items, func(p securityv2.AccessPolicy) bool {
+				return p.Status.InForce != fmt.Sprintf("%d/%d", clusters, clusters)
+			})
 		})
 		b.ReportMetric(time.Since(begin).Seconds(), "s-to-all-in-force")
 		b.ReportMetric(rss(b, f.pid), "MB-at-once")

@@ -72,6 +72,7 @@ type reporter struct {
 	due     map[mesh.Ref]bool              // policies whose status may be another, and is not written yet
 	uids    map[mesh.Ref]string            // of sources, to forget them by
 	refused map[mesh.ClusterName]time.Time // last refusal told
+	since   map[mesh.ClusterName]time.Time // when it began to apply what it is applying
 }
 
 func newReporter(s *server, hub *relay.Hub) *reporter {
@@ -81,8 +82,8 @@ func newReporter(s *server, hub *relay.Hub) *reporter {
 		clusters: report.NewWriter(api, report.Differ), policies: report.NewWriter(api, report.Unequal[securityv2.AccessPolicyStatus]),
 		workspaces: report.NewWriter(api, report.Unequal[adminv2.WorkspaceStatus]), settings: report.NewWriter(api, report.Unequal[adminv2.WorkspaceSettingsStatus]),
 		overrides: report.NewWriter(api, report.Unequal[securityv2.PolicyOverrideStatus]),
-		posted:    newBell(), news: news{touched: map[mesh.Ref]bool{}}, book: report.NewBook(), due: map[mesh.Ref]bool{}, uids: map[mesh.Ref]string{},
-		refused: map[mesh.ClusterName]time.Time{},
+		posted:    newBell(), news: news{touched: map[mesh.Ref]bool{}}, book: report.NewBook(), due: map[mesh.Ref]bool{},
+		refused: map[mesh.ClusterName]time.Time{}, since: map[mesh.ClusterName]time.Time{},
 	}
 }
 
@@ -143,6 +144,18 @@ func (r *reporter) note(v *view, n news, sessions map[mesh.ClusterName]relay.Ses
 	}
 	for ref := range r.book.Due(report.News{Policies: v.snapshot.Policies, Reports: v.result.Policies, Touched: n.touched, Facts: facts}) {
 		r.due[ref] = true
+	}
+	for _, ref := range n.gone {
+		switch ref.Kind {
+		case kindPolicy:
+			r.policies.Forget(ref.Namespace, ref.Name)
+		case "Workspace":
+			r.workspaces.Forget(ref.Namespace, ref.Name)
+		case "WorkspaceSettings":
+			r.settings.Forget(ref.Namespace, ref.Name)
+		case "PolicyOverride":
+			r.overrides.Forget(ref.Namespace, ref.Name)
+		}
 	}
 	for _, ref := range n.changed { // somebody may have written the status
 		if ref.Kind == kindPolicy {
