@@ -121,6 +121,11 @@ func TestPutIn(t *testing.T) {
 		t.Errorf("a policy that does not change is not the same pointer, or there are notes: %q", same.Notes)
 	}
 
+	changedOnly, err := putIn(base, parsed(t, strings.Replace(pagePolicy, "app: payments", "app: orders", 1)), "default", created)
+	if diff := cmp.Diff(untouched, base); err != nil || diff != "" || cmp.Equal(base.Policies, changedOnly.Snapshot.Policies) {
+		t.Errorf("%v; the snapshot was changed, or not the copy:\n%s", err, diff)
+	}
+
 	more := strings.NewReplacer("name: billing-allow-payments", "name: a-first", "namespace: gloo-mesh", "").Replace(pagePolicy) + "---\n" + strings.Replace(pagePolicy, "app: payments", "app: orders", 1) +
 		"---\nkind: Workspace\napiVersion: admin.gloo.solo.io/v2\nmetadata: {name: w, namespace: gloo-mesh, labels: {a: b}}\nspec: {workloadClusters: [{name: '*', namespaces: [{name: billing}]}]}\n" +
 		"---\nkind: WorkspaceSettings\napiVersion: admin.gloo.solo.io/v2\nmetadata: {name: global, namespace: nowhere}\n" +

@@ -79,7 +79,8 @@ func testPolicies() []securityv2.AccessPolicy {
 	widened.Status.Clusters[0].Widened = []string{"AuthorizationPolicy orders/open-all allows any identity"}
 	dry := policy("orders", "dry", adminv2.ApprovalAccepted, "1/1", in("cluster-1", securityv2.PolicyInForce, ""))
 	dry.Status.Conditions = []metav1.Condition{{Type: securityv2.ConditionEnforced, Status: "False", Reason: securityv2.ReasonDryRun}}
-	return []securityv2.AccessPolicy{fine, mixed, dry, invalid, unseen, widened}
+	nothing := policy("orders", "nothing", adminv2.ApprovalWarning, "0/0")
+	return []securityv2.AccessPolicy{fine, mixed, dry, nothing, invalid, unseen, widened}
 }
 
 func TestPolicyListTables(t *testing.T) {
