@@ -9,13 +9,15 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
 // Decode reads one JSON object into the struct that out points to. Fields that the struct does not have are errors that name the field probably meant;
-// so are values of the wrong type. metadata and status are left to the API server.
+// so are values of the wrong type, and placeholders of templates that nobody filled in. The rest of metadata, and status, are left to the API server.
 func Decode(raw []byte, out any) field.ErrorList {
 	var tree map[string]any
 	d := json.NewDecoder(bytes.NewReader(raw))
@@ -27,6 +29,7 @@ func Decode(raw []byte, out any) field.ErrorList {
 		return field.ErrorList{field.Invalid(field.NewPath(""), "", "more than one JSON object: want one")}
 	}
 	w := walker{skip: []string{"apiVersion", "kind", "metadata", "status"}}
+	w.metadata(tree)
 	w.object(nil, tree, reflect.TypeOf(out).Elem(), true)
 	if len(w.errs) > 0 {
 		return w.errs
@@ -39,18 +42,70 @@ func Decode(raw []byte, out any) field.ErrorList {
 
 type walker struct {
 	skip []string // at the top level
+	up   []level  // the objects around the value, outermost first
+	free bool     // inside free text, where a '$' may be meant
 	errs field.ErrorList
+}
+
+// level is an object around a value: where it is ("" for the top), and its type.
+type level struct {
+	name string
+	typ  reflect.Type
 }
 
 func decodesItself(t reflect.Type) bool {
 	return t.Implements(reflect.TypeFor[json.Unmarshaler]()) || t.Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
 }
 
-func (w *walker) value(path *field.Path, v any, t reflect.Type) {
+func direct(t reflect.Type) reflect.Type {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	if v == nil || decodesItself(reflect.PointerTo(t)) {
+	return t
+}
+
+// metadata looks for placeholders only: the API server has rules for the rest, but its message would not say what happened.
+func (w *walker) metadata(tree map[string]any) {
+	meta, ok := tree["metadata"].(map[string]any)
+	if !ok {
+		return
+	}
+	path := field.NewPath("metadata")
+	for _, key := range []string{"name", "namespace"} {
+		if s, ok := meta[key].(string); ok {
+			w.placeholder(path.Child(key), s)
+		}
+	}
+	labels, _ := meta["labels"].(map[string]any)
+	for _, key := range sorted(labels) {
+		if s, ok := labels[key].(string); ok {
+			w.placeholder(path.Child("labels").Key(key), s)
+		}
+	}
+}
+
+// placeholder reports whether s holds one, and says so.
+func (w *walker) placeholder(path *field.Path, s string) bool {
+	why := placeholder(s, w.free)
+	if why != "" {
+		w.errs = append(w.errs, field.Invalid(path, s, why))
+	}
+	return why != ""
+}
+
+func (w *walker) value(path *field.Path, v any, t reflect.Type) {
+	t = direct(t)
+	if v == nil {
+		return
+	}
+	if s, ok := v.(string); ok && w.placeholder(path, s) {
+		return
+	}
+	if t == reflect.TypeFor[metav1.Duration]() {
+		w.duration(path, v)
+		return
+	}
+	if decodesItself(reflect.PointerTo(t)) {
 		return
 	}
 	switch t.Kind() {
@@ -59,16 +114,14 @@ func (w *walker) value(path *field.Path, v any, t reflect.Type) {
 			w.object(path, m, t, false)
 			return
 		}
-		w.wrongType(path, v, "an object ("+strings.Join(names(fields(t)), ", ")+")")
+		w.wrongType(path, v, wantObject(path, v, t))
 	case reflect.Map:
 		m, ok := v.(map[string]any)
 		if !ok {
-			w.wrongType(path, v, "a map")
+			w.wrongType(path, v, wantMap(v))
 			return
 		}
-		for _, k := range sorted(m) {
-			w.value(path.Key(k), m[k], t.Elem())
-		}
+		w.entries(path, m, t.Elem())
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Uint8 {
 			return
@@ -81,6 +134,13 @@ func (w *walker) value(path *field.Path, v any, t reflect.Type) {
 		for i, e := range l {
 			w.value(path.Index(i), e, t.Elem())
 		}
+	default:
+		w.scalar(path, v, t)
+	}
+}
+
+func (w *walker) scalar(path *field.Path, v any, t reflect.Type) {
+	switch t.Kind() {
 	case reflect.Bool:
 		if s, ok := v.(string); ok && (s == "true" || s == "false") {
 			w.errs = append(w.errs, field.Invalid(path, v, fmt.Sprintf("want a boolean: write %s without quotes", s)))
@@ -89,9 +149,11 @@ func (w *walker) value(path *field.Path, v any, t reflect.Type) {
 		}
 	case reflect.String:
 		if _, ok := v.(string); !ok {
-			w.wrongType(path, v, "a string: put it in quotes")
+			w.wrongType(path, v, wantString(v))
 		}
-	case reflect.Int, reflect.Int32, reflect.Int64, reflect.Uint32, reflect.Float32, reflect.Float64:
+	case reflect.Int, reflect.Int32, reflect.Int64, reflect.Uint32, reflect.Uint64:
+		w.whole(path, v, t)
+	case reflect.Float32, reflect.Float64:
 		if _, ok := v.(json.Number); !ok {
 			w.wrongType(path, v, "a number")
 		}
@@ -99,8 +161,47 @@ func (w *walker) value(path *field.Path, v any, t reflect.Type) {
 	}
 }
 
+func (w *walker) whole(path *field.Path, v any, t reflect.Type) {
+	n, ok := v.(json.Number)
+	if !ok {
+		want := "a number"
+		if s, is := v.(string); is {
+			if _, err := strconv.Atoi(s); err == nil {
+				want += ": write " + s + " without quotes"
+			}
+		}
+		w.wrongType(path, v, want)
+		return
+	}
+	var err error
+	if unsigned := t.Kind() == reflect.Uint32 || t.Kind() == reflect.Uint64; unsigned {
+		_, err = strconv.ParseUint(n.String(), 10, t.Bits())
+	} else {
+		_, err = strconv.ParseInt(n.String(), 10, t.Bits())
+	}
+	if err != nil {
+		w.wrongType(path, v, "a whole number that is not negative, nor huge")
+	}
+}
+
+// entries walks a map, whose keys are the author's.
+func (w *walker) entries(path *field.Path, m map[string]any, elem reflect.Type) {
+	for _, k := range sorted(m) {
+		if w.placeholder(path, k) {
+			continue
+		}
+		if elem.Kind() == reflect.String && len(w.up) > 0 && !isScalar(m[k]) {
+			if around := w.up[len(w.up)-1]; fields(around.typ)[k] != nil {
+				w.errs = append(w.errs, field.Invalid(path.Key(k), shown(m[k]), fmt.Sprintf("want a string here. %q is a field of its own beside %q: indent it less", k, lastOf(path))))
+				continue
+			}
+		}
+		w.value(path.Key(k), m[k], elem)
+	}
+}
+
 func (w *walker) wrongType(path *field.Path, v any, want string) {
-	w.errs = append(w.errs, field.Invalid(path, v, "want "+want))
+	w.errs = append(w.errs, field.Invalid(path, shown(v), "want "+want))
 }
 
 func (w *walker) object(path *field.Path, m map[string]any, t reflect.Type, top bool) {
@@ -114,31 +215,15 @@ func (w *walker) object(path *field.Path, m map[string]any, t reflect.Type, top 
 		switch {
 		case ok && top && slices.Contains(w.skip, key):
 		case ok:
+			free := w.free
+			w.free = free || isFreeText(key)
+			w.up = append(w.up, level{lastOf(path), t})
 			w.value(child, m[key], f)
+			w.up, w.free = w.up[:len(w.up)-1], free
 		default:
-			w.errs = append(w.errs, field.Forbidden(child, unknown(key, known, t, top)))
+			w.errs = append(w.errs, field.Forbidden(child, w.unknown(key, known, t, top)))
 		}
 	}
-}
-
-// unknown says what was probably meant: a field of the same object, or one of an object inside it (wrong indentation).
-func unknown(key string, known map[string]reflect.Type, t reflect.Type, top bool) string {
-	if s, ok := Nearest(key, names(known)); ok {
-		return fmt.Sprintf("unknown field: did you mean %q?", s)
-	}
-	for _, name := range names(known) {
-		ft := known[name]
-		for ft.Kind() == reflect.Pointer {
-			ft = ft.Elem()
-		}
-		if ft.Kind() != reflect.Struct || top && (name == "metadata" || name == "status") {
-			continue
-		}
-		if s, ok := Nearest(key, names(fields(ft))); ok {
-			return fmt.Sprintf("unknown field here: did you mean %q inside %q? (indent it further)", s, name)
-		}
-	}
-	return fmt.Sprintf("unknown field: %s has %s", strings.TrimSuffix(t.Name(), "Spec"), strings.Join(names(known), ", "))
 }
 
 // fields lists a struct's JSON fields with their types; embedded structs count as their fields.
@@ -149,11 +234,7 @@ func fields(t reflect.Type) map[string]reflect.Type {
 		switch {
 		case name == "-" || !f.IsExported():
 		case name == "" && f.Anonymous:
-			ft := f.Type
-			for ft.Kind() == reflect.Pointer {
-				ft = ft.Elem()
-			}
-			maps.Copy(out, fields(ft))
+			maps.Copy(out, fields(direct(f.Type)))
 		case name == "":
 			out[f.Name] = f.Type
 		default:
@@ -172,69 +253,4 @@ func sorted[V any](m map[string]V) []string {
 	}
 	slices.Sort(out)
 	return out
-}
-
-// Nearest finds the candidate that word was probably meant to be: equal but for case, or at an edit distance (transpositions count once) of
-// at most a third of its length. ok is false when none is near. Ties go to the first candidate in order.
-func Nearest(word string, candidates []string) (best string, ok bool) {
-	limit := max(1, len(word)/3)
-	for _, c := range candidates {
-		if strings.EqualFold(c, word) {
-			return c, true
-		}
-		if d := distance(strings.ToLower(word), strings.ToLower(c)); d <= limit && d < max(len(c), 2) {
-			best, ok, limit = c, true, d-1
-		}
-	}
-	return best, ok
-}
-
-// distance is the optimal string alignment distance.
-func distance(a, b string) int {
-	row := func() []int { return make([]int, len(b)+1) }
-	before, prev, cur := row(), row(), row()
-	for j := range prev {
-		prev[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		cur[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			cur[j] = min(prev[j]+1, cur[j-1]+1, prev[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				cur[j] = min(cur[j], before[j-2]+1)
-			}
-		}
-		before, prev, cur = prev, cur, before
-	}
-	return prev[len(b)]
-}
-
-// preGA maps groups and versions of older releases, still found in published YAML, to today's.
-func preGA() map[string]string {
-	return map[string]string{
-		"security.gloo.solo.io/v2":              "security.policy.gloo.solo.io/v2",
-		"admin.gloo.solo.io/v1":                 "admin.gloo.solo.io/v2",
-		"admin.enterprise.mesh.gloo.solo.io/v1": "admin.gloo.solo.io/v2",
-		"multicluster.solo.io/v1alpha1":         "admin.gloo.solo.io/v2",
-		"policy.gloo.solo.io/v2":                "security.policy.gloo.solo.io/v2",
-	}
-}
-
-// APIVersion answers for an apiVersion the API server does not know: the one that was probably meant, or "".
-func APIVersion(given string, served []string) string {
-	if now, ok := preGA()[given]; ok {
-		return now
-	}
-	group, _, _ := strings.Cut(given, "/")
-	for _, s := range served {
-		if g, _, _ := strings.Cut(s, "/"); g == group {
-			return s
-		}
-	}
-	best, _ := Nearest(given, served)
-	return best
 }

@@ -9,11 +9,15 @@ import (
 // +kubebuilder:pruning:PreserveUnknownFields
 type WorkspaceSpec struct {
 	// WorkloadClusters select clusters and their namespaces. None: an empty workspace.
+	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	WorkloadClusters []ClusterSelector `json:"workloadClusters,omitempty"`
 }
 
 // ClusterSelector selects namespaces of the clusters that match name and selector.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.namespaces) && size(self.namespaces) > 0",message="an entry without namespaces selects nothing: write namespaces: [{name: ...}], or [{name: '*'}] for every one"
+// +kubebuilder:pruning:PreserveUnknownFields
 type ClusterSelector struct {
 	// Name of the cluster; may hold * and ?. Absent: any.
 	// +optional
@@ -22,6 +26,7 @@ type ClusterSelector struct {
 	// +optional
 	Selector map[string]string `json:"selector,omitempty"`
 	// Namespaces of these clusters. At least one.
+	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	Namespaces []NamespaceSelector `json:"namespaces,omitempty"`
 	// ConfigEnabled: resources of the mesh are read there. Absent: true.
@@ -30,6 +35,8 @@ type ClusterSelector struct {
 }
 
 // NamespaceSelector selects namespaces that match name and labels.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type NamespaceSelector struct {
 	// Name of the namespace; may hold * and ?. Absent: any.
 	// +optional

@@ -12,9 +12,11 @@ const GlobalSettings = "global"
 // +kubebuilder:pruning:PreserveUnknownFields
 type WorkspaceSettingsSpec struct {
 	// ImportFrom other workspaces. They must export as well.
+	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	ImportFrom []Sharing `json:"importFrom,omitempty"`
 	// ExportTo other workspaces. They must import as well.
+	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	ExportTo []Sharing `json:"exportTo,omitempty"`
 	// +optional
@@ -22,7 +24,11 @@ type WorkspaceSettingsSpec struct {
 }
 
 // Sharing is a list of workspaces and what is shared with them.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.workspaces) && size(self.workspaces) > 0",message="which workspaces? write workspaces: [{name: ...}], or [{name: '*'}] for every one"
+// +kubebuilder:pruning:PreserveUnknownFields
 type Sharing struct {
+	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	Workspaces []WorkspaceSelector `json:"workspaces,omitempty"`
 	// Resources that are shared. None: every kind that can be shared.
@@ -31,6 +37,9 @@ type Sharing struct {
 }
 
 // WorkspaceSelector selects workspaces that match name and labels.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.name) || has(self.selector)",message="which workspace? write name or selector; name: '*' is every one"
+// +kubebuilder:pruning:PreserveUnknownFields
 type WorkspaceSelector struct {
 	// Name of the workspace; may hold * and ?.
 	// +optional
@@ -51,6 +60,8 @@ const (
 )
 
 // ResourceSelector selects resources that satisfy every field that is set.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type ResourceSelector struct {
 	// Kind; absent: ALL.
 	// +optional
@@ -66,12 +77,15 @@ type ResourceSelector struct {
 }
 
 // WorkspaceOptions are options of a workspace.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type WorkspaceOptions struct {
 	// +optional
 	ServiceIsolation *ServiceIsolation `json:"serviceIsolation,omitempty"`
 	// Federation makes Services global. Accepted; see Segment and solo.io/service-scope for ambient.
 	// +optional
 	Federation *Federation `json:"federation,omitempty"`
+	// +kubebuilder:validation:MaxItems=100
 	// +optional
 	EastWestGateways []EastWestGatewaySelector `json:"eastWestGateways,omitempty"`
 	// +optional
@@ -83,6 +97,8 @@ type WorkspaceOptions struct {
 }
 
 // ServiceIsolation guards the services of a workspace.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type ServiceIsolation struct {
 	// Enabled: a Service takes only clients of its own workspace and of those that import it. An AccessPolicy on it replaces this.
 	// +optional
@@ -95,6 +111,8 @@ type ServiceIsolation struct {
 }
 
 // WorkspaceEnforcementLayers says where isolation is enforced.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type WorkspaceEnforcementLayers struct {
 	// CNI: by network policies. Not supported: accepted, and reported in status.
 	// +optional
@@ -105,6 +123,8 @@ type WorkspaceEnforcementLayers struct {
 }
 
 // Federation makes Services reachable from other clusters.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type Federation struct {
 	// +optional
 	Enabled bool `json:"enabled,omitempty"`
@@ -112,11 +132,14 @@ type Federation struct {
 	HostSuffix string `json:"hostSuffix,omitempty"`
 	// +optional
 	ServiceSelector []ServiceSelector `json:"serviceSelector,omitempty"`
+	// +kubebuilder:validation:MaxItems=100
 	// +optional
 	Ports []SettingsPort `json:"ports,omitempty"`
 }
 
 // ServiceSelector selects objects that satisfy every field that is set.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type ServiceSelector struct {
 	// +optional
 	Labels map[string]string `json:"labels,omitempty"`
@@ -131,7 +154,12 @@ type ServiceSelector struct {
 }
 
 // SettingsPort names a port, by number or by name.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.number) != has(self.name)",message="write number or name of the port, one of them"
+// +kubebuilder:pruning:PreserveUnknownFields
 type SettingsPort struct {
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
 	// +optional
 	Number uint32 `json:"number,omitempty"`
 	// +optional
@@ -139,6 +167,8 @@ type SettingsPort struct {
 }
 
 // EastWestGatewaySelector selects east-west gateways.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type EastWestGatewaySelector struct {
 	// +optional
 	Selector *ServiceSelector `json:"selector,omitempty"`
@@ -151,6 +181,8 @@ type EastWestGatewaySelector struct {
 }
 
 // HostInfo is an address of a gateway.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type HostInfo struct {
 	// +optional
 	Addr string `json:"addr,omitempty"`
@@ -161,6 +193,9 @@ type HostInfo struct {
 }
 
 // ClientMode says how clients reach a virtual destination. Sidecar-era: accepted, without effect.
+//
+// +kubebuilder:validation:XValidation:rule="[has(self.auto), has(self.sniRouting), has(self.tlsTermination)].filter(x, x).size() <= 1",message="write one of auto, sniRouting, tlsTermination"
+// +kubebuilder:pruning:PreserveUnknownFields
 type ClientMode struct {
 	// +optional
 	Auto *EmptyMode `json:"auto,omitempty"`
@@ -171,6 +206,8 @@ type ClientMode struct {
 }
 
 // EmptyMode has no fields.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type EmptyMode struct{}
 
 // WorkspaceSettingsStatus is what the settings came to. Written by internal/report only, and only on change.

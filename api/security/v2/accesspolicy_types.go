@@ -101,9 +101,11 @@ const (
 // +kubebuilder:pruning:PreserveUnknownFields
 type AccessPolicySpec struct {
 	// ApplyToDestinations selects Services. Ignored when applyToWorkloads is set. Both empty: every Service of the workspace.
+	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	ApplyToDestinations []DestinationSelector `json:"applyToDestinations,omitempty"`
 	// ApplyToWorkloads selects workloads by the labels of their Pods; new Pods are covered at once.
+	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	ApplyToWorkloads []WorkloadSelector `json:"applyToWorkloads,omitempty"`
 	// Config is what applies to them.
@@ -112,6 +114,10 @@ type AccessPolicySpec struct {
 }
 
 // AccessPolicyConfig is what applies to the destinations.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.authn) || !has(self.authn.tlsMode) || self.authn.tlsMode != 'DISABLE' || !has(self.authz) || !has(self.authz.allowedClients) || size(self.authz.allowedClients) == 0",message="clients are known by their certificates, and tlsMode: DISABLE asks for none: authz.allowedClients needs STRICT or PERMISSIVE"
+// +kubebuilder:validation:XValidation:rule="!has(self.authn) || !has(self.authn.tlsMode) || self.authn.tlsMode != 'DISABLE' || !has(self.authzList) || self.authzList.all(a, !has(a.allowedClients) || size(a.allowedClients) == 0)",message="clients are known by their certificates, and tlsMode: DISABLE asks for none: allowedClients in authzList needs STRICT or PERMISSIVE"
+// +kubebuilder:pruning:PreserveUnknownFields
 type AccessPolicyConfig struct {
 	// Authn says how clients must authenticate.
 	// +optional
@@ -120,6 +126,7 @@ type AccessPolicyConfig struct {
 	// +optional
 	Authz *Authorization `json:"authz,omitempty"`
 	// AuthzList are alternatives: a request that any entry allows is allowed.
+	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	AuthzList []Authorization `json:"authzList,omitempty"`
 	// EnforcementLayers says where the policy is enforced; absent: in the mesh.
@@ -128,6 +135,9 @@ type AccessPolicyConfig struct {
 }
 
 // Authentication says how clients must authenticate.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.tlsMode) || !has(self.mtls) || !has(self.mtls.required) || self.mtls.required == (self.tlsMode == 'STRICT')",message="tlsMode and mtls contradict each other: required: true is tlsMode: STRICT, keep one of them"
+// +kubebuilder:pruning:PreserveUnknownFields
 type Authentication struct {
 	// TLSMode of the destinations.
 	// +optional
@@ -138,6 +148,8 @@ type Authentication struct {
 }
 
 // MutualTLS asks for mutual TLS.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type MutualTLS struct {
 	// Required: plain text is refused.
 	// +optional
@@ -145,6 +157,8 @@ type MutualTLS struct {
 }
 
 // EnforcementLayers says where a policy is enforced.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type EnforcementLayers struct {
 	// CNI: by network policies. Not supported: accepted, and reported in status.
 	// +optional
@@ -155,8 +169,11 @@ type EnforcementLayers struct {
 }
 
 // Authorization allows requests that satisfy every field that is set. Without allowedClients it allows nobody.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type Authorization struct {
 	// AllowedClients are alternatives. An empty entry ({}) is any authenticated identity. No entry: nobody.
+	// +kubebuilder:validation:MaxItems=1000
 	// +optional
 	AllowedClients []IdentitySelector `json:"allowedClients,omitempty"`
 	// AllowedPaths of HTTP requests: exact, prefix ("/x*") or suffix ("*x"). Needs a waypoint.
@@ -180,6 +197,8 @@ type Authorization struct {
 }
 
 // RequestMatch holds conditions on HTTP requests.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type RequestMatch struct {
 	// Request holds conditions on the request.
 	// +optional
@@ -187,6 +206,8 @@ type RequestMatch struct {
 }
 
 // RequestConditions are conditions on an HTTP request.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type RequestConditions struct {
 	// Headers by name.
 	// +optional
@@ -194,6 +215,8 @@ type RequestConditions struct {
 }
 
 // HeaderValues says which values a header may have.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type HeaderValues struct {
 	// +optional
 	Values []string `json:"values,omitempty"`
@@ -202,6 +225,8 @@ type HeaderValues struct {
 }
 
 // IdentitySelector selects clients. All fields unset: any authenticated identity.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type IdentitySelector struct {
 	// ServiceAccountSelector selects ServiceAccounts by their own labels. When none has them but workloads do, the workloads' ServiceAccounts are
 	// taken, and status says so.
@@ -216,6 +241,8 @@ type IdentitySelector struct {
 }
 
 // RequestIdentityMatcher matches request principals ("issuer/subject").
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type RequestIdentityMatcher struct {
 	// +optional
 	RequestPrincipals []string `json:"requestPrincipals,omitempty"`
@@ -224,6 +251,8 @@ type RequestIdentityMatcher struct {
 }
 
 // ObjectSelector selects objects that satisfy every field that is set; unset is any (within the policy's scope).
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type ObjectSelector struct {
 	// +optional
 	Labels map[string]string `json:"labels,omitempty"`
@@ -249,6 +278,8 @@ const (
 )
 
 // DestinationSelector selects Services by their own labels.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type DestinationSelector struct {
 	// +optional
 	Selector *ObjectSelector `json:"selector,omitempty"`
@@ -261,7 +292,12 @@ type DestinationSelector struct {
 }
 
 // PortSelector names a port of a Service, by number or by name.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.number) != has(self.name)",message="write number or name of the port, one of them"
+// +kubebuilder:pruning:PreserveUnknownFields
 type PortSelector struct {
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=65535
 	// +optional
 	Number uint32 `json:"number,omitempty"`
 	// +optional
@@ -269,6 +305,8 @@ type PortSelector struct {
 }
 
 // WorkloadSelector selects workloads by the labels of their Pods.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type WorkloadSelector struct {
 	// +optional
 	Selector *ObjectSelector `json:"selector,omitempty"`

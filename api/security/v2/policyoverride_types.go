@@ -9,24 +9,35 @@ import (
 // PolicyOverrideSpec suspends one policy for a while: a break-glass lease. It can't be changed, only deleted.
 //
 // +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a lease can't be changed, so that the record stays true: delete it and create another"
 type PolicyOverrideSpec struct {
 	// PolicyRef is the AccessPolicy.
 	PolicyRef PolicyRef `json:"policyRef"`
 	// Clusters where it is suspended. Empty: in every one.
+	// +kubebuilder:validation:MaxItems=1000
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
 	// +optional
 	Clusters []string `json:"clusters,omitempty"`
 	// Reason says why, for the record.
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:Pattern=`\S`
 	Reason string `json:"reason"`
 	// For is how long, from creation ("2h"): at least 1m, at most 24h.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('24h')",message="want 1m to 24h, such as 30m or 2h"
 	For metav1.Duration `json:"for"`
 }
 
 // PolicyRef names an AccessPolicy.
+//
+// +kubebuilder:pruning:PreserveUnknownFields
 type PolicyRef struct {
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
 	Name string `json:"name"`
-	// Namespace; absent: the override's.
+	// Namespace; absent: the override's. Another than the override's only in the admin namespace.
+	// +kubebuilder:validation:MaxLength=63
 	// +optional
 	Namespace string `json:"namespace,omitempty"`
 }
