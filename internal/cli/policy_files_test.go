@@ -128,7 +128,7 @@ func TestPutIn(t *testing.T) {
 
 	more := strings.NewReplacer("name: billing-allow-payments", "name: a-first", "namespace: gloo-mesh", "").Replace(pagePolicy) + "---\n" + strings.Replace(pagePolicy, "app: payments", "app: orders", 1) +
 		"---\nkind: Workspace\napiVersion: admin.gloo.solo.io/v2\nmetadata: {name: w, namespace: gloo-mesh, labels: {a: b}}\nspec: {workloadClusters: [{name: '*', namespaces: [{name: billing}]}]}\n" +
-		"---\nkind: WorkspaceSettings\napiVersion: admin.gloo.solo.io/v2\nmetadata: {name: global, namespace: nowhere}\n" +
+		"---\nkind: WorkspaceSettings\napiVersion: admin.gloo.solo.io/v2\nmetadata: {name: mine, namespace: nowhere}\n" +
 		"---\nkind: Deployment\napiVersion: apps/v1\nmetadata: {name: d}\n---\nkind: AccessPolicy\napiVersion: policy.kagent-enterprise.solo.io/v1alpha1\nmetadata: {name: k}\n"
 	o, err := putIn(base, parsed(t, more), "default", created)
 	if err != nil {
@@ -158,7 +158,7 @@ func TestPutIn(t *testing.T) {
 	}
 	wantNotes := []string{
 		`AccessPolicy default/a-first (a.yaml, line 2) names no namespace: taken as "default"`,
-		`WorkspaceSettings nowhere/global (a.yaml, line 42): the management cluster has no namespace "nowhere": create it before you apply the file`,
+		`WorkspaceSettings nowhere/mine (a.yaml, line 42): the management cluster has no namespace "nowhere": create it before you apply the file`,
 		`left out, because the mesh does not read them: 1 of kind AccessPolicy`,
 		`left out, because the mesh does not read them: 1 of kind Deployment`,
 	}
@@ -169,7 +169,7 @@ func TestPutIn(t *testing.T) {
 
 func TestPutInRefuses(t *testing.T) {
 	for name, tc := range map[string]struct{ text, want string }{
-		"a group of before":   {strings.Replace(pagePolicy, "security.policy.gloo", "security.gloo", 1), `want "security.policy.gloo.solo.io/v2"`},
+		"a group of before":   {strings.Replace(pagePolicy, "security.policy.gloo", "security.gloo", 1), `write "security.policy.gloo.solo.io/v2"`},
 		"a misspelt field":    {strings.Replace(pagePolicy, "allowedClients", "allowedClient", 1), `did you mean "allowedClients"?`},
 		"a value for a list":  {strings.Replace(pagePolicy, "      - serviceAccountSelector:\n          labels: { app: payments }", "        serviceAccountSelector: {}", 1), "want a list"},
 		"no name":             {strings.Replace(pagePolicy, "  name: billing-allow-payments\n", "", 1), "metadata.name"},

@@ -27,25 +27,8 @@ func servedKinds() map[string]string {
 	}
 }
 
-// otherFamilies are groups with kinds of the same names that have nothing to do with ours.
-func otherFamilies() []string { return []string{"policy.kagent-enterprise.solo.io"} }
-
-// ours reports whether a document is meant for the management server.
-func ours(d *document) bool {
-	group, _, _ := strings.Cut(d.Kind.APIVersion, "/")
-	return servedKinds()[d.Kind.Kind] != "" && !slices.Contains(otherFamilies(), group)
-}
-
-// meant says what was probably meant by a document whose apiVersion is of an older release or misspelt, empty: it is as it should be, or none of ours.
-func meant(d *document) string {
-	if hint := validate.Group(d.Kind.APIVersion, d.Kind.Kind); hint != "" {
-		return hint
-	}
-	if served := servedKinds()[d.Kind.Kind]; ours(d) && d.Kind.APIVersion != served {
-		return fmt.Sprintf("apiVersion %q is of an older release, or misspelt: want %q", d.Kind.APIVersion, served)
-	}
-	return ""
-}
+// ours reports whether a document is one that translation reads.
+func ours(d *document) bool { return servedKinds()[d.Kind.Kind] == d.Kind.APIVersion }
 
 // overlay is a snapshot with a file's objects put in.
 type overlay struct {
@@ -65,7 +48,7 @@ func putIn(s *mesh.Snapshot, docs []document, defaultNamespace string, now time.
 	var wrong []string
 	for i := range docs {
 		d := &docs[i]
-		if hint := meant(d); hint != "" {
+		if hint := validate.Group(d.Kind.APIVersion, d.Kind.Kind); hint != "" {
 			wrong = append(wrong, fmt.Sprintf("%s: %s", d, hint))
 			continue
 		}
