@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -146,14 +147,7 @@ func (p *policyVerbs) override(ctx context.Context, mgmt *cluster, arg string, o
 	if f != formatTable {
 		w = p.streams.Err
 	}
-	where := strings.Join(lease.Spec.Clusters, ", ")
-	if o.all {
-		where = "every cluster"
-	}
-	fmt.Fprintf(w, "PolicyOverride %s/%s created: %s is suspended in %s.\n", r.Namespace, r.Name, r.Policy, where)
-	fmt.Fprintf(w, "Until %s (%s) the agents leave its objects as people make them; then they put everything back.\n", until.Local().Format("2006-01-02 15:04:05 MST"), r.Until)
-	fmt.Fprintf(w, "Recorded as you, %s: %s\n", by, o.reason)
-	fmt.Fprintf(w, "Nothing is open yet: edit the AuthorizationPolicy in the cluster. End it earlier: meshctl policy override end %s -n %s\n", r.Name, r.Namespace)
+	r.print(w, until)
 	if none := without(policy, lease); len(none) > 0 {
 		fmt.Fprintf(w, "The policy has nothing in %s at present: there is nothing to suspend there.\n", strings.Join(none, ", "))
 	}
@@ -171,6 +165,18 @@ func (p *policyVerbs) override(ctx context.Context, mgmt *cluster, arg string, o
 		}
 	}
 	return err
+}
+
+// print says what the lease means.
+func (r *overrideReport) print(w io.Writer, until time.Time) {
+	where := strings.Join(r.Clusters, ", ")
+	if r.All {
+		where = "every cluster"
+	}
+	fmt.Fprintf(w, "PolicyOverride %s/%s created: %s is suspended in %s.\n", r.Namespace, r.Name, r.Policy, where)
+	fmt.Fprintf(w, "Until %s (%s) the agents leave its objects as people make them; then they put everything back.\n", until.Local().Format("2006-01-02 15:04:05 MST"), r.Until)
+	fmt.Fprintf(w, "Recorded as you, %s: %s\n", r.By, r.Reason)
+	fmt.Fprintf(w, "Nothing is open yet: edit the AuthorizationPolicy in the cluster. End it earlier: meshctl policy override end %s -n %s\n", r.Name, r.Namespace)
 }
 
 // overrideName is new each time, and says what it is of. An object's name has at most 253 characters.

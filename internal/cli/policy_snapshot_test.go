@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -164,7 +165,13 @@ func serve(t *testing.T, s *mesh.Snapshot) http.HandlerFunc {
 			http.NotFound(w, r)
 			return
 		}
-		_, _ = w.Write(raw)
+		if !strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+			t.Error("a large snapshot is asked for without compression")
+		}
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		_, _ = z.Write(raw)
+		_ = z.Close()
 	}
 }
 
