@@ -265,13 +265,14 @@ func (a *Applier) apply(ctx context.Context, ref mesh.Ref, w wish) {
 	a.mu.Lock()
 	_, ours := a.live[ref]
 	ours = ours && len(a.blind) == 0 && !a.state[ref].taken
-	fresh := a.fresh[ref]
+	k, fresh := a.state[ref], a.fresh[ref]
 	a.mu.Unlock()
+	wasThere := k.ok && !k.absent
 	var got attempt
 	if held := w.hold.at(time.Now()); held && !fresh {
-		got = a.leave(ctx, ref, w)
-	} else if got = a.put(ctx, ref, w, ours); held && got.err == nil {
-		got = a.leave(ctx, ref, w) // it never was applied: there has to be something to hold
+		got = a.leave(ctx, ref, w, wasThere)
+	} else if got = a.put(ctx, ref, w, ours, wasThere && !k.held && k.hash == w.hash); held && got.err == nil {
+		got = a.leave(ctx, ref, w, true) // it never was applied: there has to be something to hold
 	}
 	if ctx.Err() != nil {
 		return
@@ -283,8 +284,9 @@ func (a *Applier) apply(ctx context.Context, ref mesh.Ref, w wish) {
 func (a *Applier) settle(ctx context.Context, ref mesh.Ref, w wish, got attempt) {
 	a.mu.Lock()
 	old := a.state[ref]
-	k := known{hash: w.hash, ok: got.err == nil, drifts: old.drifts, drift: old.drift, held: got.held, differs: got.differs, taken: got.taken, last: old.last}
-	if got.drift != nil && (k.last == nil || k.last.Corrected || got.taken || old.taken) {
+	k := known{hash: w.hash, ok: got.err == nil, drifts: old.drifts, drift: old.drift, held: got.held, differs: got.differs, taken: got.taken, last: old.last, told: old.told}
+	k.absent = got.err == nil && got.live == nil
+	if got.drift != nil && (k.last == nil || k.last.Corrected || got.taken || old.taken || got.drift.At.After(k.last.At)) {
 		k.last = got.drift
 	}
 	var corrected *mesh.Drift
@@ -304,8 +306,11 @@ func (a *Applier) settle(ctx context.Context, ref mesh.Ref, w wish, got attempt)
 		if !k.held && k.last != nil && !k.last.Corrected {
 			back := *k.last
 			back.Corrected = true
-			k.last, corrected = &back, &back
+			k.last = &back
 			a.drifted++
+			if now := time.Now(); exact(ref) && now.Sub(k.told) > tellEvery {
+				corrected, k.told = &back, now
+			}
 		}
 	}
 	a.state[ref] = k
@@ -316,7 +321,7 @@ func (a *Applier) settle(ctx context.Context, ref mesh.Ref, w wish, got attempt)
 	if got.err != nil {
 		a.cfg.Log.Warn("an object was not applied", "object", ref.String(), "error", got.err)
 	}
-	if corrected != nil && exact(ref) {
+	if corrected != nil {
 		a.tell(ctx, ref, got.live, corrected)
 	}
 }

@@ -15,6 +15,9 @@ import (
 // EventDriftCorrected is the reason of the Event beside an object that was put back: whoever is on call in that cluster must see why an edit vanished.
 const EventDriftCorrected = "DriftCorrected"
 
+// tellEvery is the least time between two of them beside an object: controllers that disagree with us do so all the time.
+const tellEvery = 10 * time.Second
+
 // tell writes that Event.
 func (a *Applier) tell(ctx context.Context, ref mesh.Ref, live *unstructured.Unstructured, d *mesh.Drift) {
 	if live == nil {

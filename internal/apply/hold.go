@@ -77,8 +77,8 @@ func showHold(ctx context.Context, client dynamic.ResourceInterface, live *unstr
 	return client.Apply(ctx, live.GetName(), u, metav1.ApplyOptions{FieldManager: holdManager, Force: true})
 }
 
-// leave is what happens to an object that is held: it stays as it was found, and says so. A deleted one stays deleted.
-func (a *Applier) leave(ctx context.Context, ref mesh.Ref, w wish) attempt {
+// leave is what happens to an object that is held: it stays as it was found, and says so. A deleted one stays deleted. wasThere: it was there when we looked last.
+func (a *Applier) leave(ctx context.Context, ref mesh.Ref, w wish, wasThere bool) attempt {
 	desired, err := parse(ref, w.manifest)
 	if err != nil {
 		return attempt{err: err}
@@ -93,7 +93,11 @@ func (a *Applier) leave(ctx context.Context, ref mesh.Ref, w wish) attempt {
 	live, err := client.Get(ctx, ref.Name, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
-		return attempt{held: true, differs: true}
+		out := attempt{held: true, differs: true}
+		if wasThere {
+			out.drift = gone()
+		}
+		return out
 	case err != nil:
 		return attempt{err: explain(ref, "get", res, err)}
 	case live.GetLabels()[OwnerLabel] != OwnerValue:

@@ -30,7 +30,9 @@ type known struct {
 	err     string           // the last failure; empty: ok
 	held    bool             // it was left as found, by wish.hold
 	differs bool             // held, and not as desired
+	absent  bool             // held, and not there
 	taken   bool             // somebody took our owner label off
+	told    time.Time        // when the last Event was written
 	last    *mesh.Drift      // the last drift, put back or not; never changed in place
 }
 

@@ -255,6 +255,27 @@ func TestPolicyDriftIsPutBackAndAttributed(t *testing.T) {
 	}
 }
 
+// Whoever keeps opening a policy has it open for a moment each time, and the Events say so without flooding.
+func TestPolicyFight(t *testing.T) {
+	cfg := kubetest.Start(t)
+	istio(t, cfg)
+	a := start(t, cfg)
+	m := policy(t, "AuthorizationPolicy", kubetest.Namespace(t, a.kube), "accesspolicy-one", denyAll)
+	a.want(true, m)
+	a.acked(m)
+	for range 6 {
+		a.patch(refOf(m), "argocd-controller", "spec: {rules: [{}]}")
+		within(t, 2*time.Second, func() bool { return cmp.Equal(m["spec"], spec(a.get(refOf(m)))) }, func() string { return "left open" })
+	}
+	if got := a.applier.Stats().PutBack; got < 5 { // the last one may be counted in a moment
+		t.Errorf("%d corrections counted", got)
+	}
+	time.Sleep(300 * time.Millisecond)
+	if n := len(a.events(refOf(m))); n != 1 {
+		t.Errorf("%d Events within seconds, want one", n)
+	}
+}
+
 // What somebody takes over on purpose is not fought about.
 func TestTakenOver(t *testing.T) {
 	cfg := kubetest.Start(t)

@@ -16,8 +16,8 @@ import (
 	"ambitmesh.dev/ambit/internal/mesh"
 )
 
-// put applies one object. It looks at it first, unless the watch has shown that it is ours and as we left it.
-func (a *Applier) put(ctx context.Context, ref mesh.Ref, w wish, ours bool) attempt {
+// put applies one object. It looks at it first, unless the watch has shown that it is ours. wasRight: it has been as desired, so that anything else is somebody's doing.
+func (a *Applier) put(ctx context.Context, ref mesh.Ref, w wish, ours, wasRight bool) attempt {
 	desired, err := parse(ref, w.manifest)
 	if err != nil {
 		return attempt{err: err}
@@ -37,9 +37,11 @@ func (a *Applier) put(ctx context.Context, ref mesh.Ref, w wish, ours bool) atte
 			return a.foreign(ref, live)
 		case err != nil && !apierrors.IsNotFound(err):
 			return attempt{err: explain(ref, "get", res, err)}
-		case err == nil && wasOurs(live):
+		case err != nil && wasRight:
+			out.drift = gone()
+		case err == nil && (wasRight || wasOurs(live)):
 			if diffs := differences(live.Object, desired.Object, exact(ref)); len(diffs) > 0 {
-				out.drift = driftOf(live, diffs, exact(ref), false, time.Now())
+				out.drift = driftOf(live, diffs, exact(ref), wasRight, time.Now())
 			}
 		}
 	}

@@ -1,6 +1,8 @@
 package apply_test
 
 import (
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ambitmesh.dev/ambit/internal/apply"
+	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/test/kubetest"
 )
 
@@ -73,6 +76,39 @@ func TestRights(t *testing.T) {
 		other := configMap(elsewhere, "one", "1")
 		a.want(true, other)
 		a.nacked(other, "may not create configmaps", elsewhere)
+	})
+	t.Run("policies: every right counts", func(t *testing.T) {
+		istio(t, kubetest.Start(t))
+		verbs := []string{"get", "list", "watch", "create", "update", "patch", "delete"}
+		policies := func(verbs []string, events ...string) []rbacv1.PolicyRule {
+			return []rbacv1.PolicyRule{
+				{APIGroups: []string{"security.istio.io"}, Resources: []string{"authorizationpolicies", "peerauthentications"}, Verbs: verbs},
+				{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: events},
+			}
+		}
+		opened := func(a *agent, lacking string) {
+			m := policy(t, "AuthorizationPolicy", kubetest.Namespace(t, kube), "accesspolicy-one", denyAll)
+			a.t = t
+			a.want(true, m)
+			if slices.Contains([]string{"get", "create", "patch"}, lacking) {
+				a.nacked(m, "may not "+lacking, "authorizationpolicies")
+				return
+			}
+			a.acked(m)
+			a.patch(refOf(m), "kubectl-edit", "spec: {rules: [{}]}")
+			if lacking == "update" {
+				a.until(refOf(m), "what can't be put back is said", func(o mesh.Outcome) bool {
+					return !o.OK && o.Drifted && strings.Contains(o.Error, "may not update authorizationpolicies") && o.Drift != nil && !o.Drift.Corrected
+				})
+				return
+			}
+			a.until(refOf(m), "put back", func(o mesh.Outcome) bool { return o.OK && !o.Drifted && o.Drift != nil && o.Drift.Corrected })
+		}
+		opened(run(maps(all...), policies(verbs, "create")), "")
+		opened(run(maps(all...), policies(verbs, "get")), "events") // the policy counts, not the Event
+		for _, lacking := range []string{"get", "create", "patch", "update"} {
+			opened(run(maps(all...), policies(slices.DeleteFunc(slices.Clone(verbs), func(v string) bool { return v == lacking }), "create")), lacking)
+		}
 	})
 	t.Run("nothing new before it can be listed", func(t *testing.T) {
 		a := run(maps("get", "list", "watch"), []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"serviceaccounts"}, Verbs: all}})

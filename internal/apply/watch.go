@@ -143,35 +143,34 @@ func (f *follower) status(ref mesh.Ref, u *unstructured.Unstructured) {
 	}
 }
 
-// drifted makes the loop put an object back, or look at it if it is held; d is nil when it only looks different. f.a.mu is held.
+// fightEvery bounds how long a policy that others keep changing stays as they have it.
+const fightEvery = time.Second
+
+// drifted makes the loop put an object back, or look at it when d is nil. f.a.mu is held.
 func (f *follower) drifted(ref mesh.Ref, d *mesh.Drift) {
 	k, applied := f.a.state[ref]
 	if _, wanted := f.a.desired[ref]; !wanted || !applied || !k.ok || k.drifted {
 		return
 	}
-	k = k.withDrift(time.Now())
+	now := time.Now()
+	if k = k.withDrift(now); exact(ref) {
+		k.next = earlier(k.next, now.Add(fightEvery))
+	}
 	if d != nil {
 		k.last = d
 	}
 	f.a.state[ref] = k
-	if k.held {
-		f.a.poke()
-		return
+	f.a.poke()
+	if d == nil || k.held {
+		return // what there is to say, the loop finds out
 	}
 	f.a.cfg.Log.Warn("an object of ours is not as we left it; it is put back", "object", ref.String(), "manager", d.Manager, "operation", d.Operation, "what", d.What)
-	if d.Operation != operationDelete { // what is gone may only have lost its label: put finds out
-		f.a.report(ref)
-	}
-	f.a.poke()
+	f.a.report(ref)
 }
 
 // gone is the drift of an object that is not there any more. Who deleted it, the API server does not tell.
-func gone(u *unstructured.Unstructured, what string) *mesh.Drift {
-	at := time.Now()
-	if u != nil && u.GetDeletionTimestamp() != nil {
-		at = u.GetDeletionTimestamp().Time
-	}
-	return &mesh.Drift{Operation: operationDelete, At: at.UTC().Truncate(time.Second), What: what}
+func gone() *mesh.Drift {
+	return &mesh.Drift{Operation: operationDelete, At: time.Now().UTC().Truncate(time.Second), What: "deleted"}
 }
 
 // Set is told of an object of ours.
@@ -188,7 +187,7 @@ func (f *follower) Gone(u *unstructured.Unstructured) {
 	ref := refOf(u)
 	delete(f.a.live, ref)
 	delete(f.a.refused, ref)
-	f.drifted(ref, gone(u, "deleted"))
+	f.drifted(ref, nil)
 }
 
 // Listed is told of all there are: what is not among them went while nobody looked. The API server answers, too: what failed is tried again now.
@@ -199,7 +198,7 @@ func (f *follower) Listed(present map[string]bool) {
 		if f.isMine(ref) && !present[nameOf(ref)] {
 			delete(f.a.live, ref)
 			delete(f.a.refused, ref)
-			f.drifted(ref, gone(nil, "deleted while the watch was broken"))
+			f.drifted(ref, nil)
 		}
 	}
 	for ref, k := range f.a.state {
