@@ -22,7 +22,7 @@ import (
 
 const (
 	// reportAfter lets the agents' answers to what was just published come in, so that one write of status tells both.
-	reportAfter = 25 * time.Millisecond
+	reportAfter = 35 * time.Millisecond
 	// writers is how many statuses are written at once.
 	writers = 8
 )

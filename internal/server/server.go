@@ -321,20 +321,28 @@ func (s *server) noteDeletion(d admission.Deletion) {
 	select {
 	case s.deleted <- d:
 	default:
-		s.log.Warn("too many deletions at once: this one is not recorded in an Event", "cluster", d.Cluster.Name, "user", d.User)
+		s.log.Warn("too many deletions at once: this one is not recorded in an Event", "kind", d.Kind, "namespace", d.Object.GetNamespace(), "name", d.Object.GetName(), "user", d.User)
 	}
 }
 
-// recordDeletions writes who deregistered a cluster.
+// recordDeletions writes who deregistered a cluster, or deleted another object of ours.
 func (s *server) recordDeletions(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case d := <-s.deleted:
-			s.log.Info("deregistration requested", "cluster", d.Cluster.Name, "user", d.User)
-			if err := s.events.Say(ctx, &d.Cluster, corev1.EventTypeNormal, adminv2.EventDeregistered, "Deregistered by "+d.User, time.Now()); err != nil && ctx.Err() == nil {
-				s.log.Warn("event not written", "error", err, "cluster", d.Cluster.Name, "user", d.User)
+			log := s.log.With("kind", d.Kind, "namespace", d.Object.GetNamespace(), "name", d.Object.GetName(), "user", d.User)
+			log.Info("deletion requested")
+			reason, did := "Deleted", "Deleted by "
+			switch d.Object.(type) {
+			case *adminv2.KubernetesCluster:
+				reason, did = adminv2.EventDeregistered, "Deregistered by "
+			case *securityv2.AccessPolicy:
+				reason = securityv2.EventPolicyDeleted
+			}
+			if err := s.events.Say(ctx, d.Object, corev1.EventTypeNormal, reason, did+d.User, time.Now()); err != nil && ctx.Err() == nil {
+				log.Warn("event not written", "error", err)
 			}
 		}
 	}

@@ -48,7 +48,7 @@ type batch struct {
 	foreign         edits[mesh.ForeignPolicy]
 }
 
-func (i *inventory) observe(ch Change, bad func(mesh.ItemKey, error)) (changed []mesh.Ref) {
+func (i *inventory) observe(ch Change, m models, bad func(mesh.ItemKey, error)) (changed []mesh.Ref) {
 	batches := map[string]*batch{}
 	outcomes := map[mesh.Ref]*mesh.Outcome{}
 	take := func(key mesh.ItemKey, value []byte) {
@@ -69,7 +69,7 @@ func (i *inventory) observe(ch Change, bad func(mesh.ItemKey, error)) (changed [
 	if i.complete != ch.Complete {
 		i.complete, i.out = ch.Complete, nil
 	}
-	i.namespacesFrom(batches)
+	i.namespacesFrom(batches, m)
 	return i.outcomesFrom(outcomes)
 }
 
@@ -174,15 +174,26 @@ func into[E any](e *edits[E], name string, value []byte, check func(*E) error) e
 
 func equal[E any](a, b *E) bool { return reflect.DeepEqual(a, b) }
 
+func size(n *mesh.NamespaceInventory) int {
+	return len(n.Services) + len(n.ServiceAccounts) + len(n.Workloads) + len(n.Gateways) + len(n.Foreign)
+}
+
+// models are a shard of each namespace, of some cluster: see apply.
+type models map[string]*mesh.NamespaceInventory
+
 // namespacesFrom makes new shards of the namespaces whose content is different now.
-func (i *inventory) namespacesFrom(batches map[string]*batch) {
+func (i *inventory) namespacesFrom(batches map[string]*batch, m models) {
 	cloned := false
 	for ns, b := range batches {
 		old := i.namespaces[ns]
 		if old == nil {
 			old = &mesh.NamespaceInventory{}
 		}
-		next, changed := b.apply(old)
+		alike := m[ns]
+		if alike == nil {
+			alike = &mesh.NamespaceInventory{}
+		}
+		next, changed := b.apply(old, alike)
 		switch {
 		case b.gone:
 			delete(i.named, ns)
@@ -201,10 +212,38 @@ func (i *inventory) namespacesFrom(batches map[string]*batch) {
 		} else {
 			delete(i.namespaces, ns)
 		}
+		switch {
+		case exists && (alike == old || size(next) > size(alike)):
+			m[ns] = next
+		case !exists && alike == old:
+			delete(m, ns)
+		}
 	}
 }
 
-func (b *batch) apply(old *mesh.NamespaceInventory) (*mesh.NamespaceInventory, bool) {
+func services() lister[mesh.Service] {
+	return lister[mesh.Service]{func(s *mesh.Service) string { return s.Name }, equal[mesh.Service]}
+}
+
+func serviceAccounts() lister[mesh.ServiceAccount] {
+	return lister[mesh.ServiceAccount]{func(s *mesh.ServiceAccount) string { return s.Name }, equal[mesh.ServiceAccount]}
+}
+
+func workloads() lister[mesh.Workload] {
+	return lister[mesh.Workload]{func(w *mesh.Workload) string { return byName(w.Kind + "/" + w.Name) }, equal[mesh.Workload]}
+}
+
+func gateways() lister[mesh.Gateway] {
+	return lister[mesh.Gateway]{func(g *mesh.Gateway) string { return g.Name }, equal[mesh.Gateway]}
+}
+
+func foreign() lister[mesh.ForeignPolicy] {
+	return lister[mesh.ForeignPolicy]{func(f *mesh.ForeignPolicy) string { return byName(f.Kind + "/" + f.Name) }, equal[mesh.ForeignPolicy]}
+}
+
+// apply makes a new shard of old, or returns old when nothing is different. alike is another cluster's shard of that namespace, or empty: what is the same in it is
+// shared, since the clusters of a mesh run much the same.
+func (b *batch) apply(old, alike *mesh.NamespaceInventory) (*mesh.NamespaceInventory, bool) {
 	next, changed := *old, false
 	note := func(c bool) { changed = changed || c }
 	switch {
@@ -216,15 +255,15 @@ func (b *batch) apply(old *mesh.NamespaceInventory) (*mesh.NamespaceInventory, b
 		note(true)
 	}
 	var c bool
-	next.Services, c = merge(next.Services, b.services, func(s *mesh.Service) string { return s.Name }, equal[mesh.Service])
+	next.Services, c = services().merge(next.Services, b.services, alike.Services)
 	note(c)
-	next.ServiceAccounts, c = merge(next.ServiceAccounts, b.serviceAccounts, func(s *mesh.ServiceAccount) string { return s.Name }, equal[mesh.ServiceAccount])
+	next.ServiceAccounts, c = serviceAccounts().merge(next.ServiceAccounts, b.serviceAccounts, alike.ServiceAccounts)
 	note(c)
-	next.Workloads, c = merge(next.Workloads, b.workloads, func(w *mesh.Workload) string { return w.Name + "\x00" + w.Kind }, equal[mesh.Workload])
+	next.Workloads, c = workloads().merge(next.Workloads, b.workloads, alike.Workloads)
 	note(c)
-	next.Gateways, c = merge(next.Gateways, b.gateways, func(g *mesh.Gateway) string { return g.Name }, equal[mesh.Gateway])
+	next.Gateways, c = gateways().merge(next.Gateways, b.gateways, alike.Gateways)
 	note(c)
-	next.Foreign, c = merge(next.Foreign, b.foreign, func(f *mesh.ForeignPolicy) string { return f.Name + "\x00" + f.Kind }, equal[mesh.ForeignPolicy])
+	next.Foreign, c = foreign().merge(next.Foreign, b.foreign, alike.Foreign)
 	note(c)
 	if !changed {
 		return old, false

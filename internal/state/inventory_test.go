@@ -139,6 +139,41 @@ func TestOutcomesThatChangedAreNamed(t *testing.T) {
 	}
 }
 
+// Fifty clusters that run the same cost little more memory than one, and sharing never shows.
+func TestAlikeClustersShareMemory(t *testing.T) {
+	s := quiet()
+	tell := func(c mesh.ClusterName, set items, gone ...mesh.ItemKey) *mesh.NamespaceInventory {
+		s.Observe(c, Change{Set: maps.All(set), Gone: slices.Values(gone)})
+		return s.inventories[c].snapshot().Namespaces["a"]
+	}
+	service := func(n, label string) items {
+		return items{{Type: mesh.ItemService, Name: "a/" + n}: encode(t, mesh.Service{Namespace: "a", Name: n, Labels: map[string]string{"app": label}})}
+	}
+	both := func() items { m := service("x", "1"); maps.Copy(m, service("y", "1")); return m }
+	first, second := tell("c1", both()), tell("c2", both())
+	if &first.Services[0] != &second.Services[0] || first == second {
+		t.Error("equal lists must share their memory, and each cluster must have its own shard")
+	}
+	third := tell("c3", service("x", "1"))
+	changed := tell("c2", service("y", "2"))
+	want := [][]string{{"x1", "y1"}, {"x1", "y1"}, {"x1"}, {"x1", "y2"}}
+	var got [][]string
+	for _, n := range []*mesh.NamespaceInventory{first, second, third, changed} {
+		var l []string
+		for _, s := range n.Services {
+			l = append(l, s.Name+s.Labels["app"])
+		}
+		got = append(got, l)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	tell("c1", nil, mesh.ItemKey{Type: mesh.ItemService, Name: "a/x"}, mesh.ItemKey{Type: mesh.ItemService, Name: "a/y"})
+	if s.models["a"] == first {
+		t.Error("what no cluster has any more is kept")
+	}
+}
+
 // Whatever comes in whatever portions, the result is that of telling it all at once, sorted.
 func TestPortionsMakeNoDifference(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))

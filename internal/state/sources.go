@@ -224,7 +224,8 @@ func (k *kind[E]) edit(ref mesh.Ref, e *E) {
 }
 
 func (k *kind[E]) take(source func(*E) mesh.Ref) []*E {
-	k.list, _ = merge(k.list, k.pending, func(e **E) string { return source(*e).String() }, func(a, b **E) bool { return *a == *b })
+	by := lister[*E]{func(e **E) string { return source(*e).String() }, func(a, b **E) bool { return *a == *b }}
+	k.list, _ = by.merge(k.list, k.pending, nil)
 	k.pending = nil
 	return k.list
 }

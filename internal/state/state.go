@@ -41,12 +41,13 @@ type State struct {
 
 	mu          sync.Mutex
 	inventories map[mesh.ClusterName]*inventory
+	models      models
 	sources     *sources
 }
 
 // New returns a State.
 func New(cfg Config) *State {
-	return &State{cfg: cfg, inventories: map[mesh.ClusterName]*inventory{}, sources: newSources()}
+	return &State{cfg: cfg, inventories: map[mesh.ClusterName]*inventory{}, models: models{}, sources: newSources()}
 }
 
 // Change is what has become different in what an agent reports.
@@ -66,7 +67,7 @@ func (s *State) Observe(c mesh.ClusterName, ch Change) (outcomes []mesh.Ref) {
 		inv = newInventory()
 		s.inventories[c] = inv
 	}
-	return inv.observe(ch, func(key mesh.ItemKey, err error) {
+	return inv.observe(ch, s.models, func(key mesh.ItemKey, err error) {
 		s.cfg.Log.Warn("item of an inventory left out", "cluster", c, "type", key.Type, "name", key.Name, "error", err)
 	})
 }
