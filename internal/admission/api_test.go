@@ -59,7 +59,7 @@ func start(t *testing.T) *webhook {
 	h := admission.NewHandler(validate.Options{AdminNamespace: "gloo-mesh"}, func() time.Time { return registered }, log, func(d admission.Deletion) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		w.deleted = append(w.deleted, d.User+" "+d.Cluster.Name)
+		w.deleted = append(w.deleted, d.User+" "+d.Object.GetName())
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

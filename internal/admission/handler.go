@@ -1,38 +1,42 @@
 // Package admission is the webhook: what the API server asks before it stores one of our objects.
 //
-// In: AdmissionReviews (admission.k8s.io/v1) for admin.gloo.solo.io objects. Out: yes, or no with the mistake and the fix; and the requesting user recorded in annotations
+// In: AdmissionReviews (admission.k8s.io/v1) for the kinds listed in resource.go. Out: yes, or no with the mistake and the fix; and the requesting user recorded in annotations
 // that nobody can change afterwards. It also keeps its own TLS (certificate Secret, caBundle of the webhook configurations).
 // It must not hold the rules themselves (internal/validate), and it must answer without asking anybody: the API server waits.
 package admission
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"strings"
 	"time"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	"ambitmesh.dev/ambit/internal/validate"
 )
 
 // maxReview bounds a request body: an object is at most 1.5 MiB in etcd, and a review holds two.
 const maxReview = 8 << 20
 
-// Deletion is a KubernetesCluster whose deletion somebody asked for.
+// Deletion is an object of ours whose deletion somebody asked for.
 type Deletion struct {
-	Cluster adminv2.KubernetesCluster
-	User    string
+	Kind   string // "AccessPolicy"
+	Object client.Object
+	User   string
 }
 
 // Handler answers the API server at /mutate and /validate.
 type Handler struct {
 	options  validate.Options
+	kinds    []resource
 	now      func() time.Time
 	log      *slog.Logger
 	onDelete func(Deletion)
@@ -40,7 +44,7 @@ type Handler struct {
 
 // NewHandler returns a Handler. onDelete is called, without waiting for it, for each deletion that is let through; it must not block.
 func NewHandler(o validate.Options, now func() time.Time, log *slog.Logger, onDelete func(Deletion)) *Handler {
-	return &Handler{options: o, now: now, log: log, onDelete: onDelete}
+	return &Handler{options: o, kinds: resources(), now: now, log: log, onDelete: onDelete}
 }
 
 // ServeHTTP answers one review.
@@ -91,52 +95,81 @@ func refuse(message string) *admissionv1.AdmissionResponse {
 	}}
 }
 
-func ours(r *admissionv1.AdmissionRequest) bool {
-	return r.Kind.Group == adminv2.GroupName && r.Kind.Kind == "KubernetesCluster" && r.SubResource == ""
+// resource finds the entry of what a request is about; nil for what is none of ours, and for subresources: who writes status changes nothing that is recorded.
+func (h *Handler) resource(r *admissionv1.AdmissionRequest) *resource {
+	for i := range h.kinds {
+		if k := &h.kinds[i]; k.group == r.Kind.Group && k.kind == r.Kind.Kind && r.SubResource == "" {
+			return k
+		}
+	}
+	return nil
 }
 
-type patch struct {
-	Op    string `json:"op"`
-	Path  string `json:"path"`
-	Value any    `json:"value,omitempty"`
+// change is a request to create or update one object.
+type change struct {
+	now, before metav1.PartialObjectMetadata
+	created     bool
+	// changed: what people write in it is not what is stored.
+	changed bool
 }
 
-// mutate records who and when on creation, and puts the record back when an update leaves it out (a manifest in git does not have it).
+// write reads a request to create or update; refused says why it can't be.
+func write(r *admissionv1.AdmissionRequest) (c change, refused *admissionv1.AdmissionResponse) {
+	c.created = r.Operation == admissionv1.Create
+	now, err := read(r.Object.Raw, &c.now)
+	if err != nil {
+		return c, refuse(fmt.Sprintf("the object: %v", err))
+	}
+	if c.created {
+		c.changed = true
+		return c, nil
+	}
+	before, err := read(r.OldObject.Raw, &c.before)
+	if err != nil {
+		return c, refuse(fmt.Sprintf("the stored object: %v", err))
+	}
+	c.changed = !reflect.DeepEqual(now, before)
+	return c, nil
+}
+
+// read takes an object apart: its metadata, and what people write beside it.
+func read(raw []byte, meta *metav1.PartialObjectMetadata) (map[string]any, error) {
+	if err := json.Unmarshal(raw, meta); err != nil {
+		return nil, err
+	}
+	var content map[string]any
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	if err := d.Decode(&content); err != nil {
+		return nil, err
+	}
+	for _, key := range []string{"apiVersion", "kind", "metadata", "status"} {
+		delete(content, key)
+	}
+	return content, nil
+}
+
+// mutate records who and when, and puts the record back when an update leaves it out (a manifest in git does not have it) or forges it.
+// It refuses what validate would refuse: the API server asks here first, then compares the object with the CRD, whose messages say less.
 func (h *Handler) mutate(r *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
-	if !ours(r) || r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
+	k := h.resource(r)
+	if k == nil || r.Operation != admissionv1.Create && r.Operation != admissionv1.Update {
 		return allow()
 	}
-	var now, before metav1.PartialObjectMetadata
-	if err := json.Unmarshal(r.Object.Raw, &now); err != nil {
-		return refuse(fmt.Sprintf("metadata: %v", err))
+	c, refused := write(r)
+	if refused != nil {
+		return refused
 	}
-	record := map[string]string{adminv2.AnnotationRegisteredBy: r.UserInfo.Username, adminv2.AnnotationRegisteredAt: h.now().UTC().Format(time.RFC3339)}
-	var warnings []string
-	if r.Operation == admissionv1.Update {
-		if err := json.Unmarshal(r.OldObject.Raw, &before); err != nil {
-			return refuse(fmt.Sprintf("metadata of the stored object: %v", err))
-		}
-		record = map[string]string{}
-		for _, key := range []string{adminv2.AnnotationRegisteredBy, adminv2.AnnotationRegisteredAt} {
-			_, is := now.Annotations[key]
-			if was, had := before.Annotations[key]; had && !is {
-				record[key] = was
-			}
-		}
-	} else if given := now.Annotations[adminv2.AnnotationRegisteredBy]; given != "" && given != r.UserInfo.Username {
-		warnings = append(warnings, fmt.Sprintf("annotation %s says %q; it records who registers the cluster, which is you: %q", adminv2.AnnotationRegisteredBy, given, r.UserInfo.Username))
+	old := r.OldObject.Raw
+	if !k.record.onChange {
+		old = nil // an annotation that was left out is put back first: validate compares it
 	}
-	if len(record) == 0 {
+	if _, refused := h.check(k, r, &c, old); refused != nil {
+		return refused
+	}
+	patches, warnings := k.record.patches(&c, r.UserInfo.Username, h.now())
+	if len(patches) == 0 {
 		return allow(warnings...)
-	}
-	var patches []patch
-	if now.Annotations == nil {
-		patches = append(patches, patch{"add", "/metadata/annotations", map[string]string{}})
-	}
-	for _, key := range []string{adminv2.AnnotationRegisteredAt, adminv2.AnnotationRegisteredBy} {
-		if v, ok := record[key]; ok {
-			patches = append(patches, patch{"add", "/metadata/annotations/" + strings.ReplaceAll(key, "/", "~1"), v})
-		}
 	}
 	raw, err := json.Marshal(patches)
 	if err != nil {
@@ -148,48 +181,63 @@ func (h *Handler) mutate(r *admissionv1.AdmissionRequest) *admissionv1.Admission
 }
 
 func (h *Handler) validate(r *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
-	if !ours(r) {
+	k := h.resource(r)
+	if k == nil {
 		return allow()
 	}
-	dryRun := r.DryRun != nil && *r.DryRun
 	switch r.Operation {
 	case admissionv1.Delete:
-		d := Deletion{User: r.UserInfo.Username}
-		if err := json.Unmarshal(r.OldObject.Raw, &d.Cluster); err == nil && !dryRun {
-			h.onDelete(d)
-		}
+		h.noteDeletion(k, r)
 		return allow()
 	case admissionv1.Create, admissionv1.Update:
 	default:
 		return allow()
 	}
-	var now adminv2.KubernetesCluster
-	var old *adminv2.KubernetesCluster
-	errs := validate.Decode(r.Object.Raw, &now)
-	if r.Operation == admissionv1.Update {
-		old = new(adminv2.KubernetesCluster)
-		if err := json.Unmarshal(r.OldObject.Raw, old); err != nil {
-			return refuse(fmt.Sprintf("the stored object: %v", err))
-		}
-		if now.DeletionTimestamp != nil { // only finalizers change now; a rule must not keep an object from going
-			return allow()
-		}
+	c, refused := write(r)
+	if refused != nil {
+		return refused
+	}
+	warnings, refused := h.check(k, r, &c, r.OldObject.Raw)
+	if refused != nil {
+		return refused
+	}
+	if why := k.record.forged(&c, r.UserInfo.Username); why != "" && c.now.DeletionTimestamp == nil {
+		return refuse(fmt.Sprintf("%s %q: %s", k.kind, r.Name, why))
+	}
+	return allow(warnings...)
+}
+
+func (h *Handler) noteDeletion(k *resource, r *admissionv1.AdmissionRequest) {
+	d := Deletion{Kind: k.kind, Object: k.empty(), User: r.UserInfo.Username}
+	if dryRun := r.DryRun != nil && *r.DryRun; dryRun {
+		return
+	}
+	if err := json.Unmarshal(r.OldObject.Raw, d.Object); err != nil {
+		h.log.Warn("deletion not recorded: the stored object can't be read", "error", err, "kind", k.kind, "name", r.Name, "user", d.User)
+		return
+	}
+	h.onDelete(d)
+}
+
+// check holds an object to the rules. What is going, or changes nothing that the rules are about, is let through: a rule must not keep an object from going, nor a
+// rule that came with an upgrade everybody from putting a label on what is there.
+func (h *Handler) check(k *resource, r *admissionv1.AdmissionRequest, c *change, old []byte) (warnings []string, refused *admissionv1.AdmissionResponse) {
+	if c.now.DeletionTimestamp != nil || !c.changed && k.record.onChange {
+		return nil, nil
+	}
+	if c.created {
+		old = nil
+	}
+	errs, warnings, err := k.check(r.Object.Raw, old, r.Name, r.Namespace, h.options)
+	if err != nil {
+		return nil, refuse(fmt.Sprintf("%s %q: %v", k.kind, r.Name, err))
 	}
 	if len(errs) == 0 {
-		if now.Name == "" { // generateName: the name comes after admission
-			now.Name = r.Name
-		}
-		if now.Namespace == "" {
-			now.Namespace = r.Namespace
-		}
-		errs = validate.KubernetesCluster(&now, old, h.options)
-	}
-	if len(errs) == 0 {
-		return allow()
+		return warnings, nil
 	}
 	lines := make([]string, len(errs))
 	for i, e := range errs {
 		lines[i] = e.Error()
 	}
-	return refuse(fmt.Sprintf("KubernetesCluster %q: %s", r.Name, strings.Join(lines, "; ")))
+	return nil, refuse(fmt.Sprintf("%s %q: %s", k.kind, r.Name, strings.Join(lines, "; ")))
 }
