@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/go-logr/logr"
@@ -30,6 +31,9 @@ const examples = `  # in a Pod of namespace gloo-mesh, as the chart runs it
   gloo-mesh-mgmt-server --bind-address 10.0.0.7`
 
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // most of the heap lives long: half as much garbage costs little time and saves a quarter of the memory
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := command(os.Stderr, os.Getenv).ExecuteContext(ctx); err != nil {
