@@ -318,7 +318,7 @@ func (a *Applier) settle(ctx context.Context, ref mesh.Ref, w wish, got attempt)
 		a.report(ref)
 	}
 	a.mu.Unlock()
-	if got.err != nil {
+	if got.err != nil && k.err != old.err { // once, however often it is tried again
 		a.cfg.Log.Warn("an object was not applied", "object", ref.String(), "error", got.err)
 	}
 	if corrected != nil {

@@ -150,6 +150,12 @@ func TestPolicyDriftIsPutBackAndAttributed(t *testing.T) {
 			}, "kubectl", "Apply", `spec.rules: [{}] added`,
 		},
 		{"action changed to DENY", payments, func(a *agent, r mesh.Ref) { a.patch(r, "kubectl-edit", "spec: {action: DENY}") }, "kubectl-edit", "Update", `spec.action: "DENY" instead of "ALLOW"`},
+		{
+			"action changed, by the real kubectl edit", payments, func(a *agent, r mesh.Ref) {
+				t.Setenv("KUBE_EDITOR", "sed -i s/ALLOW/DENY/")
+				a.kubectl("", "-n", r.Namespace, "edit", "authorizationpolicy", r.Name)
+			}, "kubectl-edit", "Update", `spec.action: "DENY" instead of "ALLOW"`,
+		},
 		{"action changed to AUDIT", payments, func(a *agent, r mesh.Ref) { a.patch(r, "kubectl-edit", "spec: {action: AUDIT}") }, "kubectl-edit", "Update", `spec.action: "AUDIT" instead of "ALLOW"`},
 		{
 			"selector narrowed by one more label", denyAll, func(a *agent, r mesh.Ref) {
