@@ -124,8 +124,10 @@ func TestPolicyStates(t *testing.T) {
 		"a cluster has not applied it": {
 			func(w *world) { w.outcome("c2", func(o *mesh.Outcome) { o.Hash = mesh.FingerprintOf(nil) }) },
 			came{
-				adminv2.ApprovalAccepted, "pending in 1 of 3 clusters: c2", "2/3", at{securityv2.PolicyPending, "being applied: " + object},
-				map[string]string{"Programmed": "ClustersPending generation 7 is not applied in 1 of 3 clusters: c2"}, nil,
+				adminv2.ApprovalAccepted, "pending in 1 of 3 clusters: c2", "2/3",
+				at{securityv2.PolicyPending, "being applied: " + object},
+				map[string]string{"Programmed": "ClustersPending generation 7 is not applied in 1 of 3 clusters: c2"},
+				nil,
 			},
 		},
 		"a cluster is away and has it": {
@@ -135,29 +137,37 @@ func TestPolicyStates(t *testing.T) {
 		"a cluster is away and has not": {
 			func(w *world) { w.facts["c2"].Connected = false; delete(w.facts["c2"].Outcomes, authz) },
 			came{
-				adminv2.ApprovalAccepted, "pending in 1 of 3 clusters: c2", "2/3", at{securityv2.PolicyPending, "cluster c2 is disconnected; it converges when it returns"},
-				map[string]string{"Programmed": "ClustersPending generation 7 is not applied in 1 of 3 clusters: c2"}, nil,
+				adminv2.ApprovalAccepted, "pending in 1 of 3 clusters: c2", "2/3",
+				at{securityv2.PolicyPending, "cluster c2 is disconnected; it converges when it returns"},
+				map[string]string{"Programmed": "ClustersPending generation 7 is not applied in 1 of 3 clusters: c2"},
+				nil,
 			},
 		},
 		"a cluster's inventory is awaited": {
 			func(w *world) { w.report.Clusters[1].Waiting = "cluster c2 has not reported its trust domain" },
 			came{
-				adminv2.ApprovalAccepted, "pending in 1 of 3 clusters: c2", "2/3", at{securityv2.PolicyPending, "cluster c2 has not reported its trust domain"},
-				map[string]string{"Programmed": "ClustersPending generation 7 is not applied in 1 of 3 clusters: c2"}, nil,
+				adminv2.ApprovalAccepted, "pending in 1 of 3 clusters: c2", "2/3",
+				at{securityv2.PolicyPending, "cluster c2 has not reported its trust domain"},
+				map[string]string{"Programmed": "ClustersPending generation 7 is not applied in 1 of 3 clusters: c2"},
+				nil,
 			},
 		},
 		"the API server refuses": {
 			func(w *world) { w.outcome("c2", func(o *mesh.Outcome) { o.OK, o.Error = false, "no such kind" }) },
 			came{
-				adminv2.ApprovalFailed, "refused in 1 of 3 clusters: c2 (c2: " + object + ": no such kind)", "2/3", at{securityv2.PolicyRejected, object + ": no such kind"},
-				map[string]string{"Programmed": "ClustersRejected refused in 1 of 3 clusters: c2"}, []string{"Warning PolicyNotTaken c2: " + object + ": no such kind"},
+				adminv2.ApprovalFailed, "refused in 1 of 3 clusters: c2 (c2: " + object + ": no such kind)", "2/3",
+				at{securityv2.PolicyRejected, object + ": no such kind"},
+				map[string]string{"Programmed": "ClustersRejected refused in 1 of 3 clusters: c2"},
+				[]string{"Warning PolicyNotTaken c2: " + object + ": no such kind"},
 			},
 		},
 		"istiod refuses": {
 			func(w *world) { w.outcome("c2", func(o *mesh.Outcome) { o.Refused = "ZtunnelAccepted is False" }) },
 			came{
-				adminv2.ApprovalFailed, "refused in 1 of 3 clusters: c2 (c2: " + object + ": ZtunnelAccepted is False)", "2/3", at{securityv2.PolicyRejected, object + ": ZtunnelAccepted is False"},
-				map[string]string{"Programmed": "ClustersRejected refused in 1 of 3 clusters: c2"}, []string{"Warning PolicyNotTaken c2: " + object + ": ZtunnelAccepted is False"},
+				adminv2.ApprovalFailed, "refused in 1 of 3 clusters: c2 (c2: " + object + ": ZtunnelAccepted is False)", "2/3",
+				at{securityv2.PolicyRejected, object + ": ZtunnelAccepted is False"},
+				map[string]string{"Programmed": "ClustersRejected refused in 1 of 3 clusters: c2"},
+				[]string{"Warning PolicyNotTaken c2: " + object + ": ZtunnelAccepted is False"},
 			},
 		},
 		"changed, being put back": {
@@ -165,8 +175,10 @@ func TestPolicyStates(t *testing.T) {
 				w.outcome("c2", func(o *mesh.Outcome) { o.Drifted, o.Drift = true, &mesh.Drift{Manager: "kubectl-edit", At: noon} })
 			},
 			came{
-				adminv2.ApprovalAccepted, "", "2/3", at{securityv2.PolicyDrifted, object + ": changed by somebody else, being put back"},
-				map[string]string{"Programmed": "ClustersDrifted changed by somebody in 1 of 3 clusters: c2"}, nil,
+				adminv2.ApprovalAccepted, "", "2/3",
+				at{securityv2.PolicyDrifted, object + ": changed by somebody else, being put back"},
+				map[string]string{"Programmed": "ClustersDrifted changed by somebody in 1 of 3 clusters: c2"},
+				nil,
 			},
 		},
 		"changed and put back": {
@@ -176,7 +188,9 @@ func TestPolicyStates(t *testing.T) {
 				})
 			},
 			came{
-				adminv2.ApprovalAccepted, "", "3/3", at{securityv2.PolicyInForce, ""}, nil,
+				adminv2.ApprovalAccepted, "", "3/3",
+				at{securityv2.PolicyInForce, ""},
+				nil,
 				[]string{"Warning DriftCorrected c2: " + object + " was changed by kubectl-edit (spec.rules: a rule was added); put back"},
 			},
 		},
@@ -196,7 +210,8 @@ func TestPolicyStates(t *testing.T) {
 			came{
 				adminv2.ApprovalWarning, "not enforceable in 1 of 3 clusters: c2 (c2: namespace billing of cluster c2 is not in the mesh)", "2/3",
 				at{securityv2.PolicyUnenforceable, "namespace billing of cluster c2 is not in the mesh"},
-				map[string]string{"Enforced": "Unenforceable not enforceable in 1 of 3 clusters: c2"}, []string{"Warning Unenforceable c2: namespace billing of cluster c2 is not in the mesh"},
+				map[string]string{"Enforced": "Unenforceable not enforceable in 1 of 3 clusters: c2"},
+				[]string{"Warning Unenforceable c2: namespace billing of cluster c2 is not in the mesh"},
 			},
 		},
 		"widened": {
@@ -204,8 +219,10 @@ func TestPolicyStates(t *testing.T) {
 				w.report.Clusters[1].Widened = []string{"AuthorizationPolicy billing/open-all allows any identity"}
 			},
 			came{
-				adminv2.ApprovalWarning, "something else allows more: c2: AuthorizationPolicy billing/open-all allows any identity", "3/3", at{securityv2.PolicyInForce, ""},
-				map[string]string{"Enforced": "Widened c2: AuthorizationPolicy billing/open-all allows any identity"}, []string{"Warning Widened c2: AuthorizationPolicy billing/open-all allows any identity"},
+				adminv2.ApprovalWarning, "something else allows more: c2: AuthorizationPolicy billing/open-all allows any identity", "3/3",
+				at{securityv2.PolicyInForce, ""},
+				map[string]string{"Enforced": "Widened c2: AuthorizationPolicy billing/open-all allows any identity"},
+				[]string{"Warning Widened c2: AuthorizationPolicy billing/open-all allows any identity"},
 			},
 		},
 		"overridden, and edited meanwhile": {
@@ -227,7 +244,8 @@ func TestPolicyStates(t *testing.T) {
 				w.report.Clusters[1].Unenforceable = "no waypoint"
 			},
 			came{
-				adminv2.ApprovalFailed, "refused in 1 of 3 clusters: c1 (c1: " + object + ": no)", "1/3", at{securityv2.PolicyUnenforceable, "no waypoint"},
+				adminv2.ApprovalFailed, "refused in 1 of 3 clusters: c1 (c1: " + object + ": no)", "1/3",
+				at{securityv2.PolicyUnenforceable, "no waypoint"},
 				map[string]string{"Programmed": "ClustersRejected refused in 1 of 3 clusters: c1", "Enforced": "Unenforceable not enforceable in 1 of 3 clusters: c2"},
 				[]string{"Warning PolicyNotTaken c1: " + object + ": no", "Warning Unenforceable c2: no waypoint"},
 			},
@@ -239,7 +257,8 @@ func TestPolicyStates(t *testing.T) {
 				}}
 			},
 			came{
-				adminv2.ApprovalInvalid, "two workspaces claim gloo-mesh", "", at{},
+				adminv2.ApprovalInvalid, "two workspaces claim gloo-mesh", "",
+				at{},
 				map[string]string{
 					"Accepted": "NamespaceConflict two workspaces claim gloo-mesh", "Programmed": "Invalid an invalid policy is not sent to any cluster",
 					"Enforced": "Invalid an invalid policy is enforced nowhere",

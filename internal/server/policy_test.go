@@ -57,7 +57,8 @@ func shop() []any {
 	ambient := map[string]string{"istio.io/dataplane-mode": "ambient"}
 	app := func(n string) map[string]string { return map[string]string{"app": n} }
 	return []any{
-		mesh.Namespace{Name: "billing", Labels: ambient}, mesh.Namespace{Name: "payments", Labels: ambient},
+		mesh.Namespace{Name: "billing", Labels: ambient},
+		mesh.Namespace{Name: "payments", Labels: ambient},
 		mesh.Service{Namespace: "billing", Name: "billing", Labels: app("billing"), Selector: app("billing"), Ports: []mesh.ServicePort{{Name: "http", Number: 8080}}},
 		mesh.ServiceAccount{Namespace: "payments", Name: "payments", Labels: app("payments")},
 	}

@@ -70,7 +70,6 @@ type reporter struct {
 
 	book    *report.Book
 	due     map[mesh.Ref]bool              // policies whose status may be another, and is not written yet
-	uids    map[mesh.Ref]string            // of sources, to forget them by
 	refused map[mesh.ClusterName]time.Time // last refusal told
 	since   map[mesh.ClusterName]time.Time // when it began to apply what it is applying
 }
