@@ -87,7 +87,7 @@ func All(s *mesh.Snapshot) (Result, error) {
 		Objects: map[mesh.ClusterName]Objects{}, Conditions: map[mesh.Ref][]mesh.Condition{}, Policies: map[mesh.Ref]mesh.PolicyReport{},
 		Workspaces: map[mesh.Ref]mesh.WorkspaceReport{}, Settings: map[mesh.Ref]mesh.SettingsReport{},
 	}
-	for _, k := range []kind{membership} {
+	for _, k := range []kind{membership, policies} {
 		if err := k(s, &r); err != nil {
 			return Result{}, err
 		}

@@ -21,6 +21,9 @@ func TestPure(t *testing.T) { golist.Pure(t) }
 type golden struct {
 	Clusters   map[mesh.ClusterName]map[string]any `json:"clusters"`
 	Conditions map[string][]mesh.Condition         `json:"conditions"`
+	Policies   map[string]mesh.PolicyReport        `json:"policies,omitempty"`
+	Workspaces map[string]mesh.WorkspaceReport     `json:"workspaces,omitempty"`
+	Settings   map[string]mesh.SettingsReport      `json:"settings,omitempty"`
 }
 
 func TestGolden(t *testing.T) {
@@ -70,6 +73,7 @@ func TestGolden(t *testing.T) {
 			for ref, cs := range res.Conditions {
 				g.Conditions[ref.String()] = cs
 			}
+			g.Policies, g.Workspaces, g.Settings = named(res.Policies), named(res.Workspaces), named(res.Settings)
 			got, err := yaml.Marshal(g)
 			if err != nil {
 				t.Fatal(err)
@@ -89,6 +93,14 @@ func TestGolden(t *testing.T) {
 			}
 		})
 	}
+}
+
+func named[V any](m map[mesh.Ref]V) map[string]V {
+	out := map[string]V{}
+	for ref, v := range m {
+		out[ref.String()] = v
+	}
+	return out
 }
 
 func TestWarm(t *testing.T) {

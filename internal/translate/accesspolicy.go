@@ -1,0 +1,491 @@
+package translate
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
+	"ambitmesh.dev/ambit/internal/mesh"
+)
+
+// part is what one policy (or a workspace's isolation) guards in one namespace of a cluster: the Pods of one selector.
+type part struct {
+	source   mesh.Ref
+	prefix   string // of the objects' names
+	name     string
+	ws       string
+	labels   map[string]string // Pods; empty: every Pod of the namespace
+	ports    []int32           // of the Pods; nil: all
+	services []service         // that led here; none when workloads were selected
+	waypoint *mesh.Gateway     // nil: none
+	authz    bool              // an AuthorizationPolicy is wanted
+	entries  []resolved
+	mode     securityv2.TLSMode // empty: not said
+	missing  string             // a waypoint that is named and not there
+}
+
+type service struct {
+	name  string
+	ports []int32 // of the Service; nil: all
+}
+
+func (p *part) key() string {
+	w := ""
+	if p.waypoint != nil {
+		w = p.waypoint.Namespace + "/" + p.waypoint.Name
+	}
+	return selectorKey(p.labels) + w
+}
+
+// policyWork is a policy on its way through.
+type policyWork struct {
+	p      *mesh.AccessPolicy
+	report mesh.PolicyReport
+	scope  scope
+	res    resolution
+	bad    bool // not translated
+	by     map[mesh.ClusterName]*mesh.PolicyClusterReport
+	notes  map[string]bool
+	spaces map[place]bool
+	guards []string
+}
+
+// policies translates every AccessPolicy and the isolation of every workspace.
+func policies(s *mesh.Snapshot, r *Result) error {
+	f := newFleet(s)
+	work := make([]*policyWork, len(s.Policies))
+	for i, p := range s.Policies {
+		work[i] = begin(f, p)
+	}
+	for i := range s.Clusters {
+		c := &s.Clusters[i]
+		if c.Invalid != "" || c.Inventory == nil {
+			for _, w := range work {
+				w.awaits(c)
+			}
+			continue
+		}
+		for _, ns := range keys(c.Inventory.Namespaces) {
+			n := c.Inventory.Namespaces[ns]
+			at := placeWork{f: f, c: c, ns: ns, n: n, root: rootPolicies(c, ns)}
+			for _, w := range work {
+				at.add(w)
+			}
+			at.isolate()
+			if err := at.emit(r); err != nil {
+				return err
+			}
+		}
+	}
+	for _, w := range work {
+		r.Policies[w.p.Source] = w.finish()
+	}
+	f.report(r, work)
+	return nil
+}
+
+func begin(f *fleet, p *mesh.AccessPolicy) *policyWork {
+	w := &policyWork{p: p, by: map[mesh.ClusterName]*mesh.PolicyClusterReport{}, notes: map[string]bool{}, spaces: map[place]bool{}, scope: scope{f: f}}
+	refuse := func(reason, message string) *policyWork {
+		w.bad = true
+		w.report.Approval, w.report.Message = adminv2.ApprovalInvalid, message
+		w.report.Conditions = []mesh.Condition{{Type: securityv2.ConditionAccepted, Status: mesh.False, Reason: reason, Message: message}}
+		return w
+	}
+	if p.Invalid != "" {
+		return refuse(securityv2.ReasonInvalid, p.Invalid)
+	}
+	at := place{mesh.ClusterName(f.s.ManagementCluster), p.Source.Namespace}
+	c := f.claims[at]
+	switch {
+	case c != nil && len(c.by) > 1:
+		return refuse(securityv2.ReasonNamespaceConflict, conflictSentence(at, c))
+	case c.owner() != nil && c.config:
+		w.scope.ws = c.owner()
+		w.report.Workspace = w.scope.ws.name
+	case p.Source.Namespace != f.s.AdminNamespace:
+		return refuse(securityv2.ReasonNoWorkspace,
+			fmt.Sprintf("namespace %q of the management cluster belongs to no workspace: move the policy to %q for the whole mesh, or add the namespace to a workspace", p.Source.Namespace, f.s.AdminNamespace))
+	}
+	if w.scope.ws.isolated() && len(p.Spec.ApplyToWorkloads) > 0 {
+		return refuse(securityv2.ReasonInvalid, fmt.Sprintf("workspace %s has serviceIsolation: use applyToDestinations, since isolation can't know what applyToWorkloads replaces", w.report.Workspace))
+	}
+	w.res = w.scope.resolve(p)
+	return w
+}
+
+// awaits notes a cluster that has not reported: whether it has the destination is not known.
+func (w *policyWork) awaits(c *mesh.Cluster) {
+	if w.bad || c.Invalid != "" || c.UID == "" || w.scope.ws != nil && !w.scope.ws.clusters[c.Name] || !w.reaches(c.Name) {
+		return
+	}
+	w.cluster(c.Name).Waiting = "the cluster has not reported what it runs"
+}
+
+// reaches reports whether some selector could select something in c.
+func (w *policyWork) reaches(c mesh.ClusterName) bool {
+	could := func(s *securityv2.ObjectSelector) bool { return s == nil || s.Cluster == "" || s.Cluster == string(c) }
+	spec := &w.p.Spec
+	if len(spec.ApplyToWorkloads) > 0 {
+		return slices.ContainsFunc(spec.ApplyToWorkloads, func(s securityv2.WorkloadSelector) bool { return could(s.Selector) })
+	}
+	return len(spec.ApplyToDestinations) == 0 || slices.ContainsFunc(spec.ApplyToDestinations, func(s securityv2.DestinationSelector) bool { return could(s.Selector) })
+}
+
+func (w *policyWork) cluster(c mesh.ClusterName) *mesh.PolicyClusterReport {
+	r := w.by[c]
+	if r == nil {
+		r = &mesh.PolicyClusterReport{Cluster: c}
+		w.by[c] = r
+	}
+	return r
+}
+
+func (w *policyWork) unenforceable(c mesh.ClusterName, why string) {
+	r := w.cluster(c)
+	if r.Unenforceable == "" {
+		r.Unenforceable = why
+	} else if !strings.Contains(r.Unenforceable, why) {
+		r.Unenforceable += "; " + why
+	}
+}
+
+func tlsMode(a *securityv2.Authentication) securityv2.TLSMode {
+	switch {
+	case a == nil:
+		return ""
+	case a.TLSMode != "":
+		return a.TLSMode
+	case a.MTLS != nil && a.MTLS.Required:
+		return securityv2.TLSStrict
+	}
+	return ""
+}
+
+// layerOff reports whether the policy asks not to be enforced by the mesh.
+func layerOff(p *mesh.AccessPolicy) bool {
+	c := p.Spec.Config
+	return c != nil && c.EnforcementLayers != nil && c.EnforcementLayers.Mesh != nil && !*c.EnforcementLayers.Mesh
+}
+
+// placeWork is one namespace of one cluster on its way through.
+type placeWork struct {
+	f     *fleet
+	c     *mesh.Cluster
+	ns    string
+	n     *mesh.NamespaceInventory
+	root  []mesh.ForeignPolicy
+	parts []*part
+	of    []*policyWork // by part; nil: isolation
+}
+
+// add finds what w guards here.
+func (at *placeWork) add(w *policyWork) {
+	if w.bad || !w.scope.has(at.c.Name, at.ns) || conflicted(at, w) || layerOff(w.p) {
+		return
+	}
+	var found []*part
+	if len(w.p.Spec.ApplyToWorkloads) > 0 {
+		found = at.workloads(w)
+	} else {
+		found = at.destinations(w)
+	}
+	if len(found) == 0 {
+		return
+	}
+	w.spaces[place{at.c.Name, at.ns}] = true
+	report := w.cluster(at.c.Name)
+	for i := range at.f.s.Overrides {
+		if o := at.f.s.Overrides[i]; o.Policy.Namespace == w.p.Source.Namespace && o.Policy.Name == w.p.Source.Name && o.In(at.c.Name) {
+			report.Override = o
+		}
+	}
+	if !inMesh(at.n.Labels) {
+		w.unenforceable(at.c.Name, fmt.Sprintf("namespace %s is not in the mesh (no label %s=ambient)", at.ns, labelDataplane))
+	}
+	for _, p := range found {
+		at.parts, at.of = append(at.parts, p), append(at.of, w)
+	}
+}
+
+// conflicted: two workspaces claim the place, and the policy is of neither.
+func conflicted(at *placeWork, w *policyWork) bool {
+	return w.scope.ws != nil && w.scope.f.claims[place{at.c.Name, at.ns}].owner() != w.scope.ws
+}
+
+func (at *placeWork) workloads(w *policyWork) []*part {
+	seen := map[string]*part{}
+	var out []*part
+	for i := range w.p.Spec.ApplyToWorkloads {
+		sel := w.p.Spec.ApplyToWorkloads[i].Selector
+		if sel == nil {
+			sel = &securityv2.ObjectSelector{}
+		}
+		if sel.Workspace != "" && (w.scope.ws == nil || sel.Workspace != w.scope.ws.name) || sel.Cluster != "" && sel.Cluster != string(at.c.Name) || sel.Namespace != "" && sel.Namespace != at.ns {
+			continue
+		}
+		if sel.Namespace == "" && at.f.system(at.ns, at.n) {
+			continue
+		}
+		if k := selectorKey(sel.Labels); seen[k] == nil {
+			seen[k] = at.part(w, sel.Labels)
+			out = append(out, seen[k])
+		}
+	}
+	return out
+}
+
+func (at *placeWork) part(w *policyWork, labels map[string]string) *part {
+	p := &part{source: w.p.Source, prefix: "accesspolicy", name: w.p.Source.Name, ws: w.report.Workspace, labels: labels, entries: w.res.entries}
+	if c := w.p.Spec.Config; c != nil {
+		p.mode = tlsMode(c.Authn)
+		p.authz = len(w.res.entries) > 0 // dry runs alone enforce nothing
+	}
+	return p
+}
+
+// system: namespaces that a policy for "everything" leaves out, or the mesh could not work any more.
+func (f *fleet) system(ns string, n *mesh.NamespaceInventory) bool {
+	return ns == f.s.AdminNamespace || ns == "istio-system" || strings.HasPrefix(ns, "kube-") ||
+		slices.ContainsFunc(n.Gateways, func(g mesh.Gateway) bool {
+			return strings.HasPrefix(g.Class, "istio-east") || g.Class == "istio-remote"
+		})
+}
+
+func (at *placeWork) destinations(w *policyWork) []*part {
+	seen := map[string]*part{}
+	var out []*part
+	for i := range at.n.Services {
+		svc := &at.n.Services[i]
+		hit, ports := at.selected(w, svc)
+		if !hit {
+			continue
+		}
+		if len(svc.Selector) == 0 {
+			w.unenforceable(at.c.Name, fmt.Sprintf("Service %s/%s has no selector, so its Pods are not known", at.ns, svc.Name))
+			continue
+		}
+		p := at.part(w, svc.Selector)
+		b := waypointOf(at.c.Inventory, at.n, at.ns, svc)
+		p.waypoint = b.gateway
+		if b.gateway == nil {
+			p.missing = b.named
+		}
+		podPorts, all := at.podPorts(w, svc, ports)
+		if !all {
+			p.ports = podPorts
+		}
+		if before := seen[p.key()]; before != nil {
+			before.merge(p)
+			p = before
+		} else {
+			seen[p.key()] = p
+			out = append(out, p)
+		}
+		sp := service{name: svc.Name}
+		if !all {
+			sp.ports = ports
+		}
+		p.services = append(p.services, sp)
+		w.guards = append(w.guards, at.guards(svc, ports)...)
+	}
+	return out
+}
+
+// guards lists the Service ports that are guarded, for counting.
+func (at *placeWork) guards(svc *mesh.Service, ports []int32) []string {
+	var out []string
+	for _, p := range svc.Ports {
+		if ports == nil || slices.Contains(ports, p.Number) {
+			out = append(out, fmt.Sprintf("%s/%s/%s:%d", at.c.Name, at.ns, svc.Name, p.Number))
+		}
+	}
+	return out
+}
+
+func (p *part) merge(o *part) {
+	if p.ports == nil || o.ports == nil {
+		p.ports = nil
+		return
+	}
+	p.ports = union(p.ports, o.ports)
+}
+
+func union(a, b []int32) []int32 {
+	out := append(slices.Clone(a), b...)
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// selected reports whether the policy selects svc, and which of its ports; nil: all.
+func (at *placeWork) selected(w *policyWork, svc *mesh.Service) (hit bool, ports []int32) {
+	list := w.p.Spec.ApplyToDestinations
+	if len(list) == 0 {
+		return !at.f.system(at.ns, at.n), nil
+	}
+	for i := range list {
+		d := &list[i]
+		if d.Selector != nil && d.Selector.Workspace != "" && (w.scope.ws == nil || d.Selector.Workspace != w.scope.ws.name) {
+			continue
+		}
+		if !matches(d.Selector, at.c.Name, at.ns, svc.Name, svc.Labels) {
+			continue
+		}
+		if (d.Selector == nil || d.Selector.Name == "" && d.Selector.Namespace == "" && len(d.Selector.Labels) == 0) && at.f.system(at.ns, at.n) {
+			continue
+		}
+		if d.Port == nil {
+			return true, nil
+		}
+		for _, p := range svc.Ports {
+			if d.Port.Number != 0 && p.Number == int32(d.Port.Number) || d.Port.Number == 0 && p.Name == d.Port.Name { //nolint:gosec // a port, checked by validate
+				hit, ports = true, union(ports, []int32{p.Number})
+			}
+		}
+	}
+	return hit, ports
+}
+
+// podPorts turns ports of a Service into those of its Pods. all: every port has to be guarded, because one can't be told.
+func (at *placeWork) podPorts(w *policyWork, svc *mesh.Service, ports []int32) (out []int32, all bool) {
+	if ports == nil {
+		return nil, true
+	}
+	for _, p := range svc.Ports {
+		if !slices.Contains(ports, p.Number) {
+			continue
+		}
+		target := p.Number
+		if p.TargetPort != "" {
+			n, err := strconv.ParseInt(p.TargetPort, 10, 32)
+			if err != nil {
+				w.unenforceable(at.c.Name, fmt.Sprintf("port %d of Service %s/%s leads to the named port %q, whose number is not known: every port of its Pods is guarded instead", p.Number, at.ns, svc.Name, p.TargetPort))
+				return nil, true
+			}
+			target = int32(n)
+		}
+		out = union(out, []int32{target})
+	}
+	return out, false
+}
+
+// isolate adds the guards of a workspace with serviceIsolation, for Services that no policy guards.
+func (at *placeWork) isolate() {
+	ws := at.f.claims[place{at.c.Name, at.ns}].owner()
+	if !ws.isolated() {
+		return
+	}
+	taken := map[string]bool{}
+	for i, p := range at.parts {
+		if at.of[i] != nil && p.authz {
+			for _, s := range p.services {
+				taken[s.name] = true
+			}
+		}
+	}
+	for i := range at.n.Services {
+		svc := &at.n.Services[i]
+		if taken[svc.Name] || len(svc.Selector) == 0 {
+			continue
+		}
+		p := &part{
+			source: ws.Source, prefix: "isolation", name: ws.name, ws: ws.name, labels: svc.Selector, authz: true, mode: securityv2.TLSStrict,
+			services: []service{{name: svc.Name}}, entries: []resolved{{authz: &securityv2.Authorization{}, sources: at.f.neighbours(ws, at.c.Name, svc)}},
+		}
+		p.waypoint = waypointOf(at.c.Inventory, at.n, at.ns, svc).gateway
+		if j := slices.IndexFunc(at.parts, func(o *part) bool { return o.prefix == p.prefix && o.key() == p.key() }); j >= 0 {
+			// two Services of the same Pods: who may call either may call both
+			at.parts[j].services = append(at.parts[j].services, p.services...)
+			at.parts[j].entries = append(at.parts[j].entries, p.entries...)
+			continue
+		}
+		at.parts, at.of = append(at.parts, p), append(at.of, nil)
+	}
+}
+
+// neighbours are the ServiceAccounts of ws and of the workspaces that a Service of it is shared with.
+func (f *fleet) neighbours(ws *workspace, c mesh.ClusterName, svc *mesh.Service) []source {
+	found := map[mesh.Principal]bool{}
+	for _, other := range f.workspaces {
+		if other != ws && !sharedWith(ws, other, c, svc) {
+			continue
+		}
+		scope{f, other}.each(&securityv2.ObjectSelector{}, map[mesh.ClusterName]bool{}, func(n *mesh.NamespaceInventory, c *mesh.Cluster, ns string) {
+			for i := range n.ServiceAccounts {
+				found[principal(trustDomain(c), ns, n.ServiceAccounts[i].Name)] = true
+			}
+		})
+	}
+	if len(found) == 0 {
+		return nil
+	}
+	return []source{{Principals: sortedKeys(found)}}
+}
+
+// finish words what became of a policy.
+func (w *policyWork) finish() mesh.PolicyReport {
+	r := &w.report
+	if w.bad {
+		return *r
+	}
+	r.ServiceAccounts = w.res.accounts
+	r.Namespaces = len(w.spaces)
+	slices.Sort(w.guards)
+	r.DestinationPorts = len(slices.Compact(w.guards))
+	for _, c := range slices.Sorted(maps.Keys(w.by)) {
+		one := w.by[c]
+		slices.SortFunc(one.Objects, mesh.Ref.Compare)
+		one.Objects = slices.Compact(one.Objects)
+		slices.Sort(one.Widened)
+		one.Widened = slices.Compact(one.Widened)
+		r.Clusters = append(r.Clusters, *one)
+	}
+	resolved := w.resolved()
+	r.Conditions = []mesh.Condition{{Type: securityv2.ConditionAccepted, Status: mesh.True, Reason: securityv2.ReasonValid, Message: "the policy is valid"}, resolved}
+	r.Approval = adminv2.ApprovalAccepted
+	if resolved.Status != mesh.True || len(w.res.notes) > 0 {
+		r.Approval, r.Message = adminv2.ApprovalWarning, resolved.Message
+		if resolved.Status == mesh.True {
+			r.Message = strings.Join(w.res.notes, "; ")
+		}
+	}
+	return *r
+}
+
+func (w *policyWork) resolved() mesh.Condition {
+	c := mesh.Condition{Type: securityv2.ConditionResolved, Status: mesh.False}
+	nobody := len(w.res.entries) > 0 && !slices.ContainsFunc(w.res.entries, func(e resolved) bool { return len(e.sources) > 0 })
+	switch {
+	case len(w.spaces) == 0 && !layerOff(w.p):
+		c.Reason, c.Message = securityv2.ReasonNoDestinations, "no Service or workload in any cluster is selected, so nothing is guarded: compare applyToDestinations with the labels of the Services (not of their Pods)"
+	case nobody:
+		c.Reason, c.Message = securityv2.ReasonNoClients, "no client is selected, so nobody is allowed: compare allowedClients with the labels of the ServiceAccounts"
+		if len(w.res.notes) > 0 {
+			c.Message += " (" + strings.Join(w.res.notes, "; ") + ")"
+		}
+	case len(w.res.waiting) > 0:
+		c.Status, c.Reason = mesh.Unknown, securityv2.ReasonStaleClients
+		c.Message = "clients of these clusters can't be named before they have reported: " + joinNames(w.res.waiting)
+	case len(w.res.byPods) > 0:
+		c.Status, c.Reason = mesh.True, securityv2.ReasonServiceAccountsByPods
+		c.Message = fmt.Sprintf("no ServiceAccount has the labels %s, but workloads do: their ServiceAccounts are allowed", strings.Join(w.res.byPods, "; "))
+	default:
+		c.Status, c.Reason, c.Message = mesh.True, securityv2.ReasonResolved, "destinations and clients are found"
+	}
+	return c
+}
+
+func joinNames(names []mesh.ClusterName) string {
+	out := make([]string, 0, min(len(names), 5))
+	for i, n := range names {
+		if i == 5 {
+			return strings.Join(out, ", ") + fmt.Sprintf(" and %d more", len(names)-5)
+		}
+		out = append(out, string(n))
+	}
+	return strings.Join(out, ", ")
+}

@@ -1,0 +1,267 @@
+package translate
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
+	"ambitmesh.dev/ambit/internal/mesh"
+)
+
+// emit writes the objects of one namespace of one cluster, over all that is guarded there.
+func (at *placeWork) emit(r *Result) error {
+	for i, p := range at.parts {
+		if p.authz {
+			if err := at.authorize(r, i); err != nil {
+				return err
+			}
+		}
+		if w := at.of[i]; w != nil {
+			report := w.cluster(at.c.Name)
+			report.Widened = append(report.Widened, at.widened(p)...)
+		}
+	}
+	return at.authenticate(r)
+}
+
+// authorize writes the AuthorizationPolicies of one part.
+func (at *placeWork) authorize(r *Result, i int) error {
+	p, w := at.parts[i], at.of[i]
+	var l4, l7 []resolved
+	for _, e := range p.entries {
+		if len(e.l7) > 0 {
+			l7 = append(l7, e)
+		} else {
+			l4 = append(l4, e)
+		}
+	}
+	if p.waypoint == nil {
+		if len(l7) > 0 && w != nil {
+			w.unenforceable(at.c.Name, at.noWaypoint(p, l7))
+		}
+		return at.write(r, i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, l4, p.ports)})
+	}
+	// Behind a waypoint the Pods see the waypoint's identity only: they take nobody else, and the waypoint asks who the client is.
+	var doors []mesh.Principal
+	for _, td := range at.f.trustDomains() {
+		doors = append(doors, principal(td, p.waypoint.Namespace, p.waypoint.Name))
+	}
+	door := []resolved{{authz: &securityv2.Authorization{}, sources: []source{{Principals: doors}}}}
+	if err := at.write(r, i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, door, p.ports)}); err != nil {
+		return err
+	}
+	for _, s := range p.services {
+		err := at.write(r, i, "service/"+s.name, authorizationSpec{
+			Action: "ALLOW", TargetRefs: []targetRef{{Kind: "Service", Name: s.name}}, Rules: at.serviceRules(i, s),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (at *placeWork) noWaypoint(p *part, l7 []resolved) string {
+	what := "Pods of " + labelText(p.labels)
+	if len(p.services) > 0 {
+		what = "Service " + at.ns + "/" + p.services[0].name
+	}
+	why := "no waypoint is bound to it"
+	if p.missing != "" {
+		why = fmt.Sprintf("its waypoint %s is missing", p.missing)
+	}
+	return fmt.Sprintf("%v of entry %d can only be checked by a waypoint, and %s has none (%s): nothing is allowed by that entry", l7[0].l7, l7[0].index, what, why)
+}
+
+// rules are those for the Pods. ports nil: for all ports of them.
+func (at *placeWork) rules(i int, entries []resolved, ports []int32) []rule {
+	var out []rule
+	for _, e := range entries {
+		if ru, ok := e.rule(ports); ok {
+			out = append(out, ru)
+		}
+	}
+	if ports == nil {
+		return out
+	}
+	// Ports that nobody guards stay open, though an ALLOW is in scope now. What another policy guards must not be opened by this.
+	closed := ports
+	for j, o := range at.parts {
+		if j == i || !o.authz || !mayOverlap(at.parts[i].labels, o.labels) {
+			continue
+		}
+		if o.ports == nil {
+			return out
+		}
+		closed = union(closed, o.ports)
+	}
+	return append(out, rule{To: []ruleTo{{Operation: operation{NotPorts: texts(closed)}}}})
+}
+
+// serviceRules are those for the waypoint before a Service, whose ports are the Service's.
+func (at *placeWork) serviceRules(i int, s service) []rule {
+	var out []rule
+	for _, e := range at.parts[i].entries {
+		if ru, ok := e.rule(s.ports); ok {
+			out = append(out, ru)
+		}
+	}
+	if s.ports == nil {
+		return out
+	}
+	closed := s.ports
+	for j, o := range at.parts {
+		if j == i || !o.authz || o.waypoint == nil {
+			continue
+		}
+		for _, other := range o.services {
+			switch {
+			case other.name != s.name:
+			case other.ports == nil:
+				return out
+			default:
+				closed = union(closed, other.ports)
+			}
+		}
+	}
+	return append(out, rule{To: []ruleTo{{Operation: operation{NotPorts: texts(closed)}}}})
+}
+
+func texts(ports []int32) []string {
+	out := make([]string, len(ports))
+	for i, p := range ports {
+		out[i] = strconv.Itoa(int(p))
+	}
+	return out
+}
+
+// rule turns an entry into a rule; ok is false when it allows nobody.
+func (e *resolved) rule(ports []int32) (rule, bool) {
+	if len(e.sources) == 0 {
+		return rule{}, false
+	}
+	var ru rule
+	for _, s := range e.sources {
+		ru.From = append(ru.From, ruleFrom{s})
+	}
+	op := operation{Methods: e.authz.AllowedMethods, Paths: e.authz.AllowedPaths, Ports: texts(ports)}
+	if len(op.Methods)+len(op.Paths)+len(op.Ports) > 0 {
+		ru.To = []ruleTo{{op}}
+	}
+	if m := e.authz.Match; m != nil && m.Request != nil {
+		for _, name := range keys(m.Request.Headers) {
+			h := m.Request.Headers[name]
+			c := ruleWhen{Key: "request.headers[" + name + "]", Values: h.Values, NotValues: h.NotValues}
+			if len(h.Values)+len(h.NotValues) == 0 {
+				c.Values = []string{"*"} // it must be there
+			}
+			ru.When = append(ru.When, c)
+		}
+	}
+	return ru, true
+}
+
+// write adds one object to the result and to its policy's report.
+func (at *placeWork) write(r *Result, i int, target string, spec authorizationSpec) error {
+	p := at.parts[i]
+	name := objectName(p.prefix, p.name, p.source.Namespace+"/"+p.source.Name+"|"+p.key()+"|"+target)
+	return at.put(r, kindAuthorization, name, []int{i}, spec)
+}
+
+// put adds an object that serves the parts; the first gives it its labels.
+func (at *placeWork) put(r *Result, kind, name string, parts []int, spec any) error {
+	p := at.parts[parts[0]]
+	ref := mesh.Ref{Group: istioGroup, Version: istioVersion, Kind: kind, Namespace: at.ns, Name: name}
+	l := labels(at.c.Name, p.source, at.f.s.ManagementCluster)
+	l["context.mesh.gloo.solo.io/workspace"] = p.ws
+	o := istioObject{
+		APIVersion: istioGroup + "/" + istioVersion, Kind: kind, Metadata: objectMeta{Name: name, Namespace: at.ns, Labels: l}, Spec: spec,
+	}
+	var held *mesh.Override
+	for _, i := range parts {
+		if w := at.of[i]; w != nil {
+			report := w.cluster(at.c.Name)
+			report.Objects = append(report.Objects, ref)
+			if report.Override != nil && (held == nil || report.Override.Until.After(held.Until)) {
+				held = report.Override
+			}
+		}
+	}
+	if held != nil {
+		reason := held.Reason
+		if held.By != "" {
+			reason += " (" + held.By + ")"
+		}
+		o.Metadata.Annotations = map[string]string{
+			securityv2.AnnotationHoldUntil: held.Until.UTC().Format(time.RFC3339), securityv2.AnnotationHoldReason: reason,
+		}
+	}
+	return r.add(at.c.Name, ref, o)
+}
+
+// trustDomains of the mesh, sorted.
+func (f *fleet) trustDomains() []mesh.TrustDomain {
+	found := map[mesh.TrustDomain]bool{}
+	for i := range f.s.Clusters {
+		if td := trustDomain(&f.s.Clusters[i]); td != "" {
+			found[td] = true
+		}
+	}
+	return sortedKeys(found)
+}
+
+func strictness(m securityv2.TLSMode) int {
+	return slices.Index([]securityv2.TLSMode{"", securityv2.TLSDisable, securityv2.TLSPermissive, securityv2.TLSStrict}, m)
+}
+
+// authenticate writes one PeerAuthentication per selector: the strictest that any policy asks for.
+func (at *placeWork) authenticate(r *Result) error {
+	groups := map[string][]int{}
+	for i, p := range at.parts {
+		if p.mode != "" {
+			groups[selectorKey(p.labels)] = append(groups[selectorKey(p.labels)], i)
+		}
+	}
+	for _, k := range keys(groups) {
+		parts := groups[k]
+		whole := securityv2.TLSMode("")
+		byPort := map[int32]securityv2.TLSMode{}
+		for _, i := range parts {
+			p := at.parts[i]
+			if p.ports == nil || len(p.labels) == 0 {
+				whole = stricter(whole, p.mode)
+				continue
+			}
+			for _, port := range p.ports {
+				byPort[port] = stricter(byPort[port], p.mode)
+			}
+		}
+		spec := authenticationSpec{Selector: selectorOf(at.parts[parts[0]].labels)}
+		if whole != "" {
+			spec.MTLS = &mtls{string(whole)}
+		}
+		for _, port := range slices.Sorted(maps.Keys(byPort)) {
+			if mode := stricter(whole, byPort[port]); mode != whole {
+				if spec.PortLevel == nil {
+					spec.PortLevel = map[string]mtls{}
+				}
+				spec.PortLevel[strconv.Itoa(int(port))] = mtls{string(mode)}
+			}
+		}
+		first := at.parts[parts[0]]
+		if err := at.put(r, kindAuthentication, objectName(first.prefix, first.name, first.source.Namespace+"/"+first.source.Name+"|"+k+"|mtls"), parts, spec); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func stricter(a, b securityv2.TLSMode) securityv2.TLSMode {
+	if strictness(b) > strictness(a) {
+		return b
+	}
+	return a
+}
