@@ -225,10 +225,10 @@ func (at *placeWork) workloads(w *policyWork) []*part {
 		if sel == nil {
 			sel = &securityv2.ObjectSelector{}
 		}
-		if sel.Workspace != "" && (w.scope.ws == nil || sel.Workspace != w.scope.ws.name) || sel.Cluster != "" && sel.Cluster != string(at.c.Name) || sel.Namespace != "" && sel.Namespace != at.ns {
+		if !at.inWorkspace(sel.Workspace) || sel.Cluster != "" && sel.Cluster != string(at.c.Name) || sel.Namespace != "" && sel.Namespace != at.ns {
 			continue
 		}
-		if sel.Namespace == "" && at.f.system(at.ns, at.n) {
+		if w.scope.ws == nil && sel.Namespace == "" && len(sel.Labels) == 0 && at.system() {
 			continue
 		}
 		if k := selectorKey(sel.Labels); seen[k] == nil {
@@ -248,12 +248,19 @@ func (at *placeWork) part(w *policyWork, labels map[string]string) *part {
 	return p
 }
 
-// system: namespaces that a policy for "everything" leaves out, or the mesh could not work any more.
-func (f *fleet) system(ns string, n *mesh.NamespaceInventory) bool {
-	return ns == f.s.AdminNamespace || ns == "istio-system" || strings.HasPrefix(ns, "kube-") ||
-		slices.ContainsFunc(n.Gateways, func(g mesh.Gateway) bool {
-			return strings.HasPrefix(g.Class, "istio-east") || g.Class == "istio-remote"
-		})
+// inWorkspace reports whether the namespace belongs to the workspace of that name; empty: any will do.
+func (at *placeWork) inWorkspace(name string) bool {
+	if name == "" {
+		return true
+	}
+	ws := at.f.claims[place{at.c.Name, at.ns}].owner()
+	return ws != nil && ws.name == name
+}
+
+// system: namespaces that a mesh-wide policy for "everything" leaves out, or the mesh could not work any more.
+func (at *placeWork) system() bool {
+	return at.ns == at.f.s.AdminNamespace || at.ns == "istio-system" || at.ns == rootNamespace(at.c) || strings.HasPrefix(at.ns, "kube-") ||
+		slices.ContainsFunc(at.n.Gateways, func(g mesh.Gateway) bool { return g.Class != waypointClass })
 }
 
 func (at *placeWork) destinations(w *policyWork) []*part {
@@ -325,24 +332,25 @@ func union(a, b []int32) []int32 {
 func (at *placeWork) selected(w *policyWork, svc *mesh.Service) (hit bool, ports []int32) {
 	list := w.p.Spec.ApplyToDestinations
 	if len(list) == 0 {
-		return !at.f.system(at.ns, at.n), nil
+		return w.scope.ws != nil || !at.system(), nil
 	}
 	for i := range list {
 		d := &list[i]
-		if d.Selector != nil && d.Selector.Workspace != "" && (w.scope.ws == nil || d.Selector.Workspace != w.scope.ws.name) {
+		if d.Selector != nil && !at.inWorkspace(d.Selector.Workspace) {
 			continue
 		}
 		if !matches(d.Selector, at.c.Name, at.ns, svc.Name, svc.Labels) {
 			continue
 		}
-		if (d.Selector == nil || d.Selector.Name == "" && d.Selector.Namespace == "" && len(d.Selector.Labels) == 0) && at.f.system(at.ns, at.n) {
+		everything := d.Selector == nil || d.Selector.Name == "" && d.Selector.Namespace == "" && len(d.Selector.Labels) == 0
+		if everything && w.scope.ws == nil && at.system() {
 			continue
 		}
-		if d.Port == nil {
+		if d.Port == nil || d.Port.Number == 0 && d.Port.Name == "" {
 			return true, nil
 		}
 		for _, p := range svc.Ports {
-			if d.Port.Number != 0 && p.Number == int32(d.Port.Number) || d.Port.Number == 0 && p.Name == d.Port.Name { //nolint:gosec // a port, checked by validate
+			if (d.Port.Number == 0 || p.Number == int32(d.Port.Number)) && (d.Port.Name == "" || p.Name == d.Port.Name) { //nolint:gosec // a port, checked by validate
 				hit, ports = true, union(ports, []int32{p.Number})
 			}
 		}

@@ -93,6 +93,9 @@ type operation struct {
 
 // selectorKey is a text that is equal for equal selectors.
 func selectorKey(labels map[string]string) string {
+	if len(labels) == 0 {
+		return "{}" // nil as well
+	}
 	raw, _ := json.Marshal(labels) //nolint:errchkjson // a map of strings; keys are sorted
 	return string(raw)
 }

@@ -27,7 +27,7 @@ type binding struct {
 // waypointOf finds the waypoint of a Service: the Service's label counts before the namespace's, "none" is none (istio.io/docs/ambient/usage/waypoint).
 func waypointOf(inv *mesh.Inventory, n *mesh.NamespaceInventory, ns string, svc *mesh.Service) binding {
 	labels := svc.Labels
-	if _, ok := labels[labelWaypoint]; !ok {
+	if labels[labelWaypoint] == "" {
 		labels = n.Labels
 	}
 	name := labels[labelWaypoint]

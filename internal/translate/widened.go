@@ -27,15 +27,19 @@ func (f *foreignSpec) labels() map[string]string {
 	return f.Selector.MatchLabels
 }
 
-// rootPolicies are the foreign policies of the root namespace, which hold in every namespace.
+// rootNamespace is the namespace whose Istio policies hold in every namespace.
+func rootNamespace(c *mesh.Cluster) string {
+	for _, ns := range []string{c.Inventory.Info.RootNamespace, c.Inventory.Info.IstioNamespace} {
+		if ns != "" {
+			return ns
+		}
+	}
+	return "istio-system"
+}
+
+// rootPolicies are the foreign policies of the root namespace.
 func rootPolicies(c *mesh.Cluster, ns string) []mesh.ForeignPolicy {
-	root := c.Inventory.Info.RootNamespace
-	if root == "" {
-		root = c.Inventory.Info.IstioNamespace
-	}
-	if root == "" {
-		root = "istio-system"
-	}
+	root := rootNamespace(c)
 	if n := c.Inventory.Namespaces[root]; n != nil && root != ns {
 		return n.Foreign
 	}
