@@ -47,7 +47,7 @@ func foreignSpec(kind string, spec any) json.RawMessage {
 	raw, err := json.Marshal(spec)
 	if err == nil && len(raw) <= maxForeign {
 		if string(raw) == "null" {
-			return nil
+			return json.RawMessage("{}") // no spec says no more than an empty one
 		}
 		return raw
 	}

@@ -110,7 +110,7 @@ status: {addresses: [{type: IPAddress, value: 192.0.2.9}], conditions: [{type: A
 		"our label taken off": {
 			foreignItem("PeerAuthentication"), "{apiVersion: security.istio.io/v1, kind: PeerAuthentication, metadata: {name: isolation-a, namespace: billing}}",
 			synclog.Key{Type: "foreignpolicy", Name: "billing/PeerAuthentication/isolation-a"},
-			mesh.ForeignPolicy{Namespace: "billing", Kind: "PeerAuthentication", Name: "isolation-a", Taken: true},
+			mesh.ForeignPolicy{Namespace: "billing", Kind: "PeerAuthentication", Name: "isolation-a", Spec: json.RawMessage(`{}`), Taken: true},
 		},
 		"a copy of ours, label and all": {
 			foreignItem("AuthorizationPolicy"), "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: accesspolicy-copy, namespace: billing, labels: {owner.gloo.solo.io/name: gloo-mesh}, managedFields: [{manager: kubectl, operation: Apply}]}, spec: {}}",
