@@ -1,6 +1,12 @@
 package cli
 
 import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
 	"time"
 
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -59,4 +65,21 @@ func grant(w *policyWorld, user string) {
 	}
 	w.must(w.mgmt.Create(w.t.Context(), role))
 	w.must(w.mgmt.Create(w.t.Context(), binding))
+}
+
+// offline runs a verb of `policy` with a snapshot file and no kubeconfig.
+func offline(t *testing.T, s *mesh.Snapshot, args ...string) result {
+	t.Helper()
+	raw, err := json.Marshal(savedSnapshot{Snapshot: s, TakenAt: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "snapshot.json")
+	if err := os.WriteFile(file, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, errs bytes.Buffer
+	code := Run(t.Context(), append(append([]string{"policy"}, args...), "--snapshot", file, "--kubeconfig", "/does/not/exist"), Streams{Out: &out, Err: &errs})
+	t.Logf("meshctl policy %s: exit %d\n%s%s", strings.Join(args, " "), code, &out, &errs)
+	return result{code, out.String(), errs.String()}
 }
