@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/admission"
 	"ambitmesh.dev/ambit/internal/validate"
 	"ambitmesh.dev/ambit/test/kubetest"
@@ -38,12 +39,13 @@ type webhook struct {
 	stop  func()
 
 	mu      sync.Mutex
+	now     time.Time
 	deleted []string
 }
 
 func start(t *testing.T) *webhook {
 	t.Helper()
-	w := &webhook{cfg: kubetest.Start(t)}
+	w := &webhook{cfg: kubetest.Start(t), now: registered}
 	w.admin = kubetest.Client(t, w.cfg)
 	kubetest.Ensure(t, w.admin, "gloo-mesh")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -56,7 +58,7 @@ func start(t *testing.T) *webhook {
 	if err := w.certs.Keep(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	h := admission.NewHandler(validate.Options{AdminNamespace: "gloo-mesh"}, func() time.Time { return registered }, log, func(d admission.Deletion) {
+	h := admission.NewHandler(validate.Options{AdminNamespace: "gloo-mesh"}, w.clock, log, func(d admission.Deletion) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.deleted = append(w.deleted, d.User+" "+d.Object.GetName())
@@ -78,9 +80,7 @@ func start(t *testing.T) *webhook {
 				t.Error(err)
 			}
 		}
-		if err := kubetest.DeleteAll(context.Background(), w.admin); err != nil {
-			t.Error(err)
-		}
+		eventually(t, func() error { return deleteAll(w.admin) }) // once the API server has learnt that there is nobody to ask
 	})
 	// the API server learns of configurations by a watch: wait until it asks
 	eventually(t, func() error {
@@ -94,6 +94,27 @@ func start(t *testing.T) *webhook {
 		return nil
 	})
 	return w
+}
+
+func (w *webhook) clock() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.now
+}
+
+func (w *webhook) later(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.now = w.now.Add(d)
+}
+
+func deleteAll(c client.Client) error {
+	for _, o := range []client.Object{&adminv2.KubernetesCluster{}, &adminv2.Workspace{}, &adminv2.WorkspaceSettings{}, &securityv2.AccessPolicy{}, &securityv2.PolicyOverride{}} {
+		if err := c.DeleteAllOf(context.Background(), o, client.InNamespace("gloo-mesh")); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 type testWriter struct{ t *testing.T }
@@ -122,9 +143,14 @@ func register(t *testing.T, c client.Client, url string) {
 	fail, scope, none, dry := admissionregistrationv1.Fail, admissionregistrationv1.NamespacedScope, admissionregistrationv1.SideEffectClassNone, admissionregistrationv1.SideEffectClassNoneOnDryRun
 	five := int32(5)
 	rules := func(ops ...admissionregistrationv1.OperationType) []admissionregistrationv1.RuleWithOperations {
-		return []admissionregistrationv1.RuleWithOperations{{Operations: ops, Rule: admissionregistrationv1.Rule{
-			APIGroups: []string{"admin.gloo.solo.io"}, APIVersions: []string{"v2"}, Resources: []string{"kubernetesclusters"}, Scope: &scope,
-		}}}
+		return []admissionregistrationv1.RuleWithOperations{
+			{Operations: ops, Rule: admissionregistrationv1.Rule{
+				APIGroups: []string{"admin.gloo.solo.io"}, APIVersions: []string{"v2"}, Resources: []string{"kubernetesclusters", "workspaces", "workspacesettings"}, Scope: &scope,
+			}},
+			{Operations: ops, Rule: admissionregistrationv1.Rule{
+				APIGroups: []string{"security.policy.gloo.solo.io"}, APIVersions: []string{"v2"}, Resources: []string{"accesspolicies", "policyoverrides"}, Scope: &scope,
+			}},
+		}
 	}
 	at := func(path string) admissionregistrationv1.WebhookClientConfig {
 		u := url + path

@@ -113,6 +113,9 @@ type change struct {
 	changed bool
 }
 
+// going: it has been deleted, and only finalizers keep it. Nobody can set this by an update, whatever its body says.
+func (c *change) going() bool { return c.before.DeletionTimestamp != nil }
+
 // write reads a request to create or update; refused says why it can't be.
 func write(r *admissionv1.AdmissionRequest) (c change, refused *admissionv1.AdmissionResponse) {
 	c.created = r.Operation == admissionv1.Create
@@ -201,7 +204,7 @@ func (h *Handler) validate(r *admissionv1.AdmissionRequest) *admissionv1.Admissi
 	if refused != nil {
 		return refused
 	}
-	if why := k.record.forged(&c, r.UserInfo.Username); why != "" && c.now.DeletionTimestamp == nil {
+	if why := k.record.forged(&c, r.UserInfo.Username); why != "" && !c.going() {
 		return refuse(fmt.Sprintf("%s %q: %s", k.kind, r.Name, why))
 	}
 	return allow(warnings...)
@@ -222,7 +225,7 @@ func (h *Handler) noteDeletion(k *resource, r *admissionv1.AdmissionRequest) {
 // check holds an object to the rules. What is going, or changes nothing that the rules are about, is let through: a rule must not keep an object from going, nor a
 // rule that came with an upgrade everybody from putting a label on what is there.
 func (h *Handler) check(k *resource, r *admissionv1.AdmissionRequest, c *change, old []byte) (warnings []string, refused *admissionv1.AdmissionResponse) {
-	if c.now.DeletionTimestamp != nil || !c.changed && k.record.onChange {
+	if c.going() || !c.changed && k.record.onChange {
 		return nil, nil
 	}
 	if c.created {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,14 +28,14 @@ func (w *walker) unknown(key string, known map[string]reflect.Type, t reflect.Ty
 	}); ok {
 		return fmt.Sprintf("unknown field here: did you mean %q inside %s? (indent it further)", s, where)
 	}
-	for i := len(w.up) - 1; i >= 0; i-- {
-		if fields(w.up[i].typ)[key] == nil {
+	for _, around := range slices.Backward(w.up) {
+		if fields(around.typ)[key] == nil {
 			continue
 		}
-		if w.up[i].name == "" {
+		if around.name == "" {
 			return fmt.Sprintf("unknown field here: %q stands at the beginning of the line, beside spec (indent it less)", key)
 		}
-		return fmt.Sprintf("unknown field here: did you mean %q of %q? (indent it less)", key, w.up[i].name)
+		return fmt.Sprintf("unknown field here: did you mean %q of %q? (indent it less)", key, around.name)
 	}
 	if hint := istioWord(key, t); hint != "" {
 		return "unknown field: " + hint

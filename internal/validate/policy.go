@@ -2,6 +2,7 @@ package validate
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/util/validation"
@@ -53,10 +54,8 @@ func (r *rules) destination(path *field.Path, d *securityv2.DestinationSelector)
 
 // enum refuses a value that is none of the allowed ones.
 func (r *rules) enum(path *field.Path, given string, allowed ...string) {
-	for _, a := range allowed {
-		if given == a {
-			return
-		}
+	if slices.Contains(allowed, given) {
+		return
 	}
 	if best, ok := Nearest(strings.NewReplacer("-", "_", " ", "_").Replace(given), allowed); ok {
 		r.invalid(path, given, "did you mean %s?", best)

@@ -124,9 +124,3 @@ func TestAPIVersion(t *testing.T) {
 		}
 	}
 }
-
-func FuzzDecode(f *testing.F) {
-	f.Add([]byte(`{"spec":{"clusterDomain":"x"}}`))
-	f.Add([]byte(`{"spec":[{}],"a":null}`))
-	f.Fuzz(func(_ *testing.T, raw []byte) { validate.Decode(raw, new(adminv2.KubernetesCluster)) })
-}
