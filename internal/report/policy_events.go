@@ -17,6 +17,7 @@ import (
 type Event struct {
 	Type, Reason, Message string
 
+	User    string
 	Cluster string
 	Object  string // "Kind namespace/name"
 	Manager string
@@ -34,6 +35,14 @@ func policyEvents(old, next *securityv2.AccessPolicyStatus, all []standing) []Ev
 		}
 		out = append(out, e)
 		return &out[len(out)-1]
+	}
+	if g := next.Common.State.ObservedGeneration; next.ChangedBy != "" && g != old.Common.State.ObservedGeneration {
+		reason, did := securityv2.EventPolicyChanged, "Changed"
+		if g == 1 {
+			reason, did = securityv2.EventPolicyCreated, "Created"
+		}
+		e := say(false, reason, "%s by %s (generation %d)", did, next.ChangedBy, g)
+		e.User, e.Detail = next.ChangedBy, fmt.Sprintf("%s generation %d", strings.ToLower(did), g)
 	}
 	for i := range all {
 		clusterEvents(clusterOf(old, mesh.ClusterName(all[i].Cluster)), &all[i], say)

@@ -81,7 +81,8 @@ func TestPolicyWhole(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]report.Event{{Type: "Normal", Reason: "PolicyInForce", Message: "in force in 3 clusters"}}, brisk(events)); diff != "" {
+	written := report.Event{Type: "Normal", Reason: "PolicyChanged", Message: "Changed by jane (generation 7)"}
+	if diff := cmp.Diff([]report.Event{written, {Type: "Normal", Reason: "PolicyInForce", Message: "in force in 3 clusters"}}, brisk(events)); diff != "" {
 		t.Error(diff)
 	}
 	again, events := well().next(got, noon.Add(time.Hour))

@@ -180,9 +180,16 @@ func TestPolicyFromWriteToDeletion(t *testing.T) { // not parallel: servers read
 	if diff := cmp.Diff(want, p.Status.Clusters[1].LastDrift); diff != "" {
 		t.Error(diff)
 	}
-	if got := acts.acts(t); !slices.Contains(got, "drift.corrected c2 "+ns+"/billing-allow-payments kubectl-edit") {
-		t.Errorf("audit records: %q", got)
+	recorded := func(want string) {
+		t.Helper()
+		eventually(t, 10*time.Second, func() error {
+			if got := acts.acts(t); !slices.Contains(got, want) {
+				return fmt.Errorf("audit records: %q", got)
+			}
+			return nil
+		})
 	}
+	recorded("drift.corrected c2 " + ns + "/billing-allow-payments kubectl-edit")
 
 	// an override, ended by its deletion
 	o := &securityv2.PolicyOverride{ObjectMeta: metav1.ObjectMeta{Name: "incident", Namespace: ns}, Spec: securityv2.PolicyOverrideSpec{
@@ -199,6 +206,7 @@ func TestPolicyFromWriteToDeletion(t *testing.T) { // not parallel: servers read
 		}
 		return nil
 	})
+	recorded("override.created  " + ns + "/billing-allow-payments")
 	if _, manifest := agents["c1"].authorization(); !strings.Contains(manifest, securityv2.AnnotationHoldUntil+`":"`+until) {
 		t.Errorf("the agent is not told to hold: %s", manifest)
 	}

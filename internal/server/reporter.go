@@ -53,7 +53,7 @@ type reporter struct {
 	state   *state.State
 	api     client.Client
 	events  *report.Events
-	audit   *audit.Log
+	record  func(audit.Record)
 	metrics *metrics
 	started time.Time
 
@@ -77,7 +77,7 @@ type reporter struct {
 func newReporter(s *server, hub *relay.Hub) *reporter {
 	api := s.api
 	return &reporter{
-		cfg: s.cfg, log: s.log, hub: hub, state: s.state, api: api, events: s.events, audit: s.audit, metrics: s.metrics, started: time.Now(),
+		cfg: s.cfg, log: s.log, hub: hub, state: s.state, api: api, events: s.events, record: s.record, metrics: s.metrics, started: time.Now(),
 		clusters: report.NewWriter(api, report.Differ), policies: report.NewWriter(api, report.Unequal[securityv2.AccessPolicyStatus]),
 		workspaces: report.NewWriter(api, report.Unequal[adminv2.WorkspaceStatus]), settings: report.NewWriter(api, report.Unequal[adminv2.WorkspaceSettingsStatus]),
 		overrides: report.NewWriter(api, report.Unequal[securityv2.PolicyOverrideStatus]),
@@ -249,39 +249,6 @@ func (r *reporter) reportPolicy(ctx context.Context, v *view, p *mesh.AccessPoli
 	return r.wrote(r.policies.Write(ctx, o, o.Status, next))
 }
 
-// audited are the Events that are on record as acts as well. (What people write is recorded by admission, which knows them.)
-func audited(reason string) (audit.Act, bool) {
-	switch reason {
-	case securityv2.EventDriftCorrected:
-		return audit.DriftCorrected, true
-	case securityv2.EventTakenOver:
-		return audit.ObjectTakenOver, true
-	case securityv2.EventWidened:
-		return audit.AccessWidened, true
-	case securityv2.EventUnenforceable:
-		return audit.AccessUnenforced, true
-	}
-	return "", false
-}
-
-// sayAll writes Events and audit records; one that can't be written must not keep status from being written.
-func (r *reporter) sayAll(ctx context.Context, about client.Object, policy mesh.Ref, events []report.Event, now time.Time) {
-	for _, e := range events {
-		if act, ok := audited(e.Reason); ok {
-			rec := audit.Record{At: now, Act: act, Manager: e.Manager, Cluster: e.Cluster, Object: e.Object, Policy: policy.Namespace + "/" + policy.Name, Detail: e.Detail}
-			if !e.At.IsZero() {
-				rec.At = e.At
-			}
-			if err := r.audit.Record(rec); err != nil {
-				r.log.Error("not recorded", "act", act, "error", err)
-			}
-		}
-		if err := r.events.Say(ctx, about, e.Type, e.Reason, e.Message, now); err != nil && ctx.Err() == nil {
-			r.log.Warn("event not written", "error", err, "namespace", about.GetNamespace(), "name", about.GetName(), "reason", e.Reason, "message", e.Message)
-		}
-	}
-}
-
 // wrote counts a write of status.
 func (r *reporter) wrote(did bool, err error) error {
 	if err != nil {
@@ -324,8 +291,12 @@ func (r *reporter) reportOthers(ctx context.Context, v *view, now time.Time) err
 		next := report.NextOverride(report.OverrideInput{
 			Generation: o.Generation, Policy: d.Policy, Exists: r.state.Object(d.Policy) != nil, Invalid: r.state.Invalid(ref), Until: d.Until, By: d.By, Now: now,
 		})
+		begins := r.overrides.Last(o, o.Status).Common.State.Approval == ""
 		if err := r.wrote(r.overrides.Write(ctx, o, o.Status, next)); err != nil {
 			return err
+		}
+		if begins {
+			r.record(overrideRecord(o, d))
 		}
 	}
 	return nil
