@@ -20,6 +20,7 @@ type part struct {
 	ws       string
 	labels   map[string]string // Pods; empty: every Pod of the namespace
 	ports    []int32           // of the Pods; nil: all
+	only     []int32           // of the Pods: every port is guarded, and these alone are allowed by the entries; nil: no such restriction
 	services []service         // that led here; none when workloads were selected
 	waypoint *mesh.Gateway     // nil: none
 	authz    bool              // an AuthorizationPolicy is wanted
@@ -31,6 +32,7 @@ type part struct {
 type service struct {
 	name  string
 	ports []int32 // of the Service; nil: all
+	only  []int32 // as part.only, of the Service
 }
 
 func (p *part) key() string {
@@ -96,8 +98,8 @@ func begin(f *fleet, p *mesh.AccessPolicy) *policyWork {
 		w.report.Conditions = []mesh.Condition{{Type: securityv2.ConditionAccepted, Status: mesh.False, Reason: reason, Message: message}}
 		return w
 	}
-	if p.Invalid != "" {
-		return refuse(securityv2.ReasonInvalid, p.Invalid)
+	if why := invalid(p); why != "" {
+		return refuse(securityv2.ReasonInvalid, why)
 	}
 	at := place{mesh.ClusterName(f.s.ManagementCluster), p.Source.Namespace}
 	c := f.claims[at]
@@ -116,6 +118,23 @@ func begin(f *fleet, p *mesh.AccessPolicy) *policyWork {
 	}
 	w.res = w.scope.resolve(p)
 	return w
+}
+
+// invalid says what is wrong with a policy, as far as translation could not give it a meaning; internal/validate knows more.
+func invalid(p *mesh.AccessPolicy) string {
+	if p.Invalid != "" {
+		return p.Invalid
+	}
+	for _, d := range p.Spec.ApplyToDestinations {
+		if d.Kind != "" && d.Kind != securityv2.DestinationService && len(p.Spec.ApplyToWorkloads) == 0 {
+			return fmt.Sprintf("destinations of kind %s can't be guarded: write kind: SERVICE, or leave it out", d.Kind)
+		}
+	}
+	if c := p.Spec.Config; c != nil && tlsMode(c.Authn) == securityv2.TLSDisable &&
+		slices.ContainsFunc(authorizations(p), func(a securityv2.Authorization) bool { return len(a.AllowedClients) > 0 }) {
+		return "allowedClients are known by mutual TLS, and authn.tlsMode is DISABLE: write STRICT"
+	}
+	return ""
 }
 
 // awaits notes a cluster that has not reported: whether it has the destination is not known.
@@ -367,52 +386,98 @@ func (at *placeWork) podPorts(w *policyWork, svc *mesh.Service, ports []int32) (
 		if !slices.Contains(ports, p.Number) {
 			continue
 		}
-		target := p.Number
-		if p.TargetPort != "" {
-			n, err := strconv.ParseInt(p.TargetPort, 10, 32)
-			if err != nil {
-				w.unenforceable(at.c.Name, fmt.Sprintf("port %d of Service %s/%s leads to the named port %q, whose number is not known: every port of its Pods is guarded instead", p.Number, at.ns, svc.Name, p.TargetPort))
-				return nil, true
-			}
-			target = int32(n)
+		target, ok := targetPort(p)
+		if !ok {
+			w.unenforceable(at.c.Name, fmt.Sprintf("port %d of Service %s/%s leads to the named port %q, whose number is not known: every port of its Pods is guarded instead", p.Number, at.ns, svc.Name, p.TargetPort))
+			return nil, true
 		}
 		out = union(out, []int32{target})
 	}
 	return out, false
 }
 
-// isolate adds the guards of a workspace with serviceIsolation, for Services that no policy guards.
+// isolate adds the guards of a workspace with serviceIsolation, for what no policy guards of its Services.
 func (at *placeWork) isolate() {
 	ws := at.f.claims[place{at.c.Name, at.ns}].owner()
 	if !ws.isolated() {
 		return
 	}
-	taken := map[string]bool{}
+	taken := map[string]*taking{}
 	for i, p := range at.parts {
-		if at.of[i] != nil && p.authz {
-			for _, s := range p.services {
-				taken[s.name] = true
+		for _, s := range p.services {
+			if at.of[i] == nil || !p.authz {
+				continue
 			}
+			if taken[s.name] == nil {
+				taken[s.name] = &taking{}
+			}
+			taken[s.name].add(p, s)
 		}
 	}
 	for i := range at.n.Services {
 		svc := &at.n.Services[i]
-		if taken[svc.Name] || len(svc.Selector) == 0 {
+		t := taken[svc.Name]
+		if len(svc.Selector) == 0 || t != nil && t.whole {
 			continue
 		}
 		p := &part{
 			source: ws.Source, prefix: "isolation", name: ws.name, ws: ws.name, labels: svc.Selector, authz: true, mode: securityv2.TLSStrict,
 			services: []service{{name: svc.Name}}, entries: []resolved{{authz: &securityv2.Authorization{}, sources: at.f.neighbours(ws, at.c.Name, svc)}},
 		}
+		if t != nil {
+			p.only, p.services[0].only = at.rest(svc, t)
+		}
 		p.waypoint = waypointOf(at.c.Inventory, at.n, at.ns, svc).gateway
 		if j := slices.IndexFunc(at.parts, func(o *part) bool { return o.prefix == p.prefix && o.key() == p.key() }); j >= 0 {
 			// two Services of the same Pods: who may call either may call both
-			at.parts[j].services = append(at.parts[j].services, p.services...)
-			at.parts[j].entries = append(at.parts[j].entries, p.entries...)
+			o := at.parts[j]
+			o.services, o.entries = append(o.services, p.services...), append(o.entries, p.entries...)
+			if o.only == nil || p.only == nil {
+				o.only = nil
+			} else {
+				o.only = append(o.only, p.only...)
+			}
 			continue
 		}
 		at.parts, at.of = append(at.parts, p), append(at.of, nil)
 	}
+}
+
+// rest are the ports of a Service, and those of its Pods, that no policy guards; never nil.
+func (at *placeWork) rest(svc *mesh.Service, t *taking) (pods, ports []int32) {
+	pods, ports = []int32{}, []int32{}
+	for _, p := range svc.Ports {
+		if slices.Contains(t.service, p.Number) {
+			continue
+		}
+		if target, ok := targetPort(p); ok && !slices.Contains(t.pods, target) {
+			pods, ports = append(pods, target), append(ports, p.Number)
+		}
+	}
+	return pods, ports
+}
+
+// targetPort is the port of the Pods; ok is false when only they know its number.
+func targetPort(p mesh.ServicePort) (port int32, ok bool) {
+	if p.TargetPort == "" {
+		return p.Number, true
+	}
+	n, err := strconv.ParseInt(p.TargetPort, 10, 32)
+	return int32(n), err == nil
+}
+
+// taking is what policies guard of a Service.
+type taking struct {
+	whole         bool
+	pods, service []int32 // ports
+}
+
+func (t *taking) add(p *part, s service) {
+	if p.ports == nil || s.ports == nil {
+		t.whole = true
+		return
+	}
+	t.pods, t.service = union(t.pods, p.ports), union(t.service, s.ports)
 }
 
 // neighbours are the ServiceAccounts of ws and of the workspaces that a Service of it is shared with.

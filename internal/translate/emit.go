@@ -42,18 +42,21 @@ func (at *placeWork) authorize(r *Result, i int) error {
 		if len(l7) > 0 && w != nil {
 			w.unenforceable(at.c.Name, at.noWaypoint(p, l7))
 		}
-		return at.write(r, i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, l4, p.ports)})
+		return at.write(r, i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, l4)})
 	}
 	// Behind a waypoint the Pods see the waypoint's identity only: they take nobody else, and the waypoint asks who the client is.
 	var doors []mesh.Principal
 	for _, td := range at.f.trustDomains() {
 		doors = append(doors, principal(td, p.waypoint.Namespace, p.waypoint.Name))
 	}
-	door := []resolved{{authz: &securityv2.Authorization{}, sources: []source{{Principals: doors}}}}
-	if err := at.write(r, i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, door, p.ports)}); err != nil {
+	door := []resolved{{authz: &securityv2.Authorization{}}}
+	if len(doors) > 0 { // else no trust domain is known yet, and nobody gets in
+		door[0].sources = []source{{Principals: doors}}
+	}
+	if err := at.write(r, i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, door)}); err != nil {
 		return err
 	}
-	for _, s := range p.services {
+	for _, s := range at.behind(p) {
 		err := at.write(r, i, "service/"+s.name, authorizationSpec{
 			Action: "ALLOW", TargetRefs: []targetRef{{Kind: "Service", Name: s.name}}, Rules: at.serviceRules(i, s),
 		})
@@ -62,6 +65,58 @@ func (at *placeWork) authorize(r *Result, i int) error {
 		}
 	}
 	return nil
+}
+
+// behind are the Services whose waypoint has to ask: those of the part, and others that lead to the same Pods, or they would be a way around. What is
+// guarded by a part of its own already is not opened to this one's clients.
+func (at *placeWork) behind(p *part) []service {
+	out := slices.Clone(p.services)
+	for i := range at.n.Services {
+		svc := &at.n.Services[i]
+		if len(svc.Selector) == 0 || !mayOverlap(svc.Selector, p.labels) || slices.ContainsFunc(p.services, func(s service) bool { return s.name == svc.Name }) ||
+			waypointOf(at.c.Inventory, at.n, at.ns, svc).gateway == nil {
+			continue
+		}
+		own, whole := at.direct(svc.Name)
+		if whole {
+			continue
+		}
+		s := service{name: svc.Name, ports: mapped(svc, p.ports, own), only: mapped(svc, p.only, own)}
+		if s.ports == nil || len(s.ports) > 0 {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// direct are the ports of a Service that parts guard because they select it; whole: all of them.
+func (at *placeWork) direct(name string) (ports []int32, whole bool) {
+	for _, o := range at.parts {
+		for _, s := range o.services {
+			if o.authz && s.name == name {
+				if s.ports == nil {
+					return nil, true
+				}
+				ports = union(ports, s.ports)
+			}
+		}
+	}
+	return ports, false
+}
+
+// mapped are the ports of svc that may lead to ports of Pods, but for those in without. nil (every port of the Pods) is nil if there is nothing to leave out.
+func mapped(svc *mesh.Service, pods, without []int32) []int32 {
+	if pods == nil && len(without) == 0 {
+		return nil
+	}
+	out := []int32{}
+	for _, port := range svc.Ports {
+		target, ok := targetPort(port)
+		if !slices.Contains(without, port.Number) && (pods == nil || !ok || slices.Contains(pods, target)) {
+			out = append(out, port.Number)
+		}
+	}
+	return out
 }
 
 func (at *placeWork) noWaypoint(p *part, l7 []resolved) string {
@@ -76,11 +131,12 @@ func (at *placeWork) noWaypoint(p *part, l7 []resolved) string {
 	return fmt.Sprintf("%v of entry %d can only be checked by a waypoint, and %s has none (%s): nothing is allowed by that entry", l7[0].l7, l7[0].index, what, why)
 }
 
-// rules are those for the Pods. ports nil: for all ports of them.
-func (at *placeWork) rules(i int, entries []resolved, ports []int32) []rule {
+// rules are those for the Pods.
+func (at *placeWork) rules(i int, entries []resolved) []rule {
 	var out []rule
+	ports := at.parts[i].ports
 	for _, e := range entries {
-		if ru, ok := e.rule(ports); ok {
+		if ru, ok := e.rule(ports, at.parts[i].only); ok {
 			out = append(out, ru)
 		}
 	}
@@ -105,7 +161,7 @@ func (at *placeWork) rules(i int, entries []resolved, ports []int32) []rule {
 func (at *placeWork) serviceRules(i int, s service) []rule {
 	var out []rule
 	for _, e := range at.parts[i].entries {
-		if ru, ok := e.rule(s.ports); ok {
+		if ru, ok := e.rule(s.ports, s.only); ok {
 			out = append(out, ru)
 		}
 	}
@@ -117,7 +173,7 @@ func (at *placeWork) serviceRules(i int, s service) []rule {
 		if j == i || !o.authz || o.waypoint == nil {
 			continue
 		}
-		for _, other := range o.services {
+		for _, other := range at.behind(o) {
 			switch {
 			case other.name != s.name:
 			case other.ports == nil:
@@ -139,9 +195,12 @@ func texts(ports []int32) []string {
 }
 
 // rule turns an entry into a rule; ok is false when it allows nobody.
-func (e *resolved) rule(ports []int32) (rule, bool) {
-	if len(e.sources) == 0 {
+func (e *resolved) rule(ports, only []int32) (rule, bool) {
+	if len(e.sources) == 0 || only != nil && len(only) == 0 {
 		return rule{}, false
+	}
+	if only != nil {
+		ports = union(only, nil)
 	}
 	var ru rule
 	for _, s := range e.sources {

@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -60,16 +59,32 @@ func matchName(pattern, name string) bool {
 	return err == nil && ok
 }
 
-// namespacesOf lists the namespaces of a cluster with their labels: of the management cluster as the server sees them.
+// namespacesOf lists the namespaces of a cluster with their labels: of the management cluster as the server sees them, and those where resources lie.
 func namespacesOf(s *mesh.Snapshot, c mesh.ClusterName, inv *mesh.Inventory) map[string]map[string]string {
 	out := map[string]map[string]string{}
-	if string(c) == s.ManagementCluster {
-		maps.Copy(out, s.Namespaces)
-	}
 	if inv != nil {
 		for n, i := range inv.Namespaces {
 			out[n] = i.Labels
 		}
+	}
+	if string(c) != s.ManagementCluster {
+		return out
+	}
+	for n, labels := range s.Namespaces {
+		if _, known := out[n]; !known || labels != nil {
+			out[n] = labels
+		}
+	}
+	home := func(ns string) {
+		if _, known := out[ns]; !known {
+			out[ns] = nil
+		}
+	}
+	for _, p := range s.Policies {
+		home(p.Source.Namespace)
+	}
+	for _, st := range s.Settings {
+		home(st.Source.Namespace)
 	}
 	return out
 }
@@ -88,7 +103,8 @@ func newFleet(s *mesh.Snapshot) *fleet {
 			members = append(members, member{c.Name, c.Labels, namespacesOf(s, c.Name, c.Inventory)})
 		}
 		if s.ManagementCluster != "" && s.Cluster(mesh.ClusterName(s.ManagementCluster)) == nil {
-			members = append(members, member{mesh.ClusterName(s.ManagementCluster), nil, s.Namespaces})
+			management := mesh.ClusterName(s.ManagementCluster)
+			members = append(members, member{management, nil, namespacesOf(s, management, nil)})
 		}
 	}
 	for _, w := range s.Workspaces {
