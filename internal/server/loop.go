@@ -46,6 +46,9 @@ type loop struct {
 	mu        sync.Mutex
 	changed   map[mesh.ClusterName]bool // by the relay, since the last round
 
+	snapshot *mesh.Snapshot // translated last; nil: translate anew
+	result   translate.Result
+
 	known  map[mesh.ClusterName]string // registered, as of the last round: name to metadata.uid
 	sent   map[mesh.ClusterName]sent
 	warmth translate.Warmth
@@ -133,8 +136,11 @@ func (l *loop) once(ctx context.Context) error {
 	l.wake = sources.NextEnd
 	members := l.membership(ctx, sources.Clusters) // its error must not keep the rest from working
 	translated := time.Now()
-	result, err := l.translator.Next(snap)
-	if err != nil {
+	result := l.result
+	if alike(l.snapshot, snap) {
+		result.Changed = nil
+	} else if result, err = l.translator.Next(snap); err != nil {
+		l.snapshot = nil
 		for c, s := range l.sent { // nobody knows what the next delta will be against
 			s.whole = false
 			l.sent[c] = s
@@ -142,6 +148,7 @@ func (l *loop) once(ctx context.Context) error {
 		l.reporter.post(nil, n)
 		return fmt.Errorf("translate: %w", err)
 	}
+	l.snapshot, l.result = snap, result
 	l.metrics.translation.Observe(time.Since(translated).Seconds())
 	published := l.publish(snap, &result)
 	for _, d := range result.Changed {
