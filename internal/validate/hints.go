@@ -147,8 +147,10 @@ func shown(v any) any {
 func wantObject(path *field.Path, v any, t reflect.Type) string {
 	known, name := fields(t), lastOf(path)
 	if _, is := v.(bool); is {
-		if f, ok := known["enabled"]; ok && direct(f).Kind() == reflect.Bool {
-			return fmt.Sprintf("an object: write %s: {enabled: %v}", name, v)
+		for _, flag := range []string{"enabled", "required"} {
+			if f, ok := known[flag]; ok && direct(f).Kind() == reflect.Bool {
+				return fmt.Sprintf("an object: write %s: {%s: %v}", name, flag, v)
+			}
 		}
 	}
 	if l, is := v.([]any); is {
