@@ -313,8 +313,8 @@ func (at *placeWork) destinations(w *policyWork) []*part {
 			out = append(out, p)
 		}
 		sp := service{name: svc.Name}
-		if !all {
-			sp.ports = ports
+		if !all { // another port of the Service that leads to the same port of the Pods would be a way around
+			sp.ports = mapped(svc, podPorts, nil)
 		}
 		p.services = append(p.services, sp)
 		w.guards = append(w.guards, at.guards(svc, ports)...)
