@@ -489,7 +489,9 @@ func (f *fleet) neighbours(ws *workspace, c mesh.ClusterName, svc *mesh.Service)
 		}
 		scope{f, other}.each(&securityv2.ObjectSelector{}, map[mesh.ClusterName]bool{}, func(n *mesh.NamespaceInventory, c *mesh.Cluster, ns string) {
 			for i := range n.ServiceAccounts {
-				found[principal(trustDomain(c), ns, n.ServiceAccounts[i].Name)] = true
+				if td := trustDomain(c); td != "" {
+					found[principal(td, ns, n.ServiceAccounts[i].Name)] = true
+				}
 			}
 		})
 	}

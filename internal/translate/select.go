@@ -185,37 +185,46 @@ func (sc scope) accounts(id *securityv2.IdentitySelector, waiting map[mesh.Clust
 			return found, false
 		}
 	}
+	matched := false
+	add := func(c *mesh.Cluster, ns, name string) {
+		matched = true
+		if td := trustDomain(c); td != "" {
+			found[principal(td, ns, name)] = true
+		} else {
+			waiting[c.Name] = true
+		}
+	}
 	from.each(sel, waiting, func(n *mesh.NamespaceInventory, c *mesh.Cluster, ns string) {
 		for i := range n.ServiceAccounts {
 			if a := &n.ServiceAccounts[i]; matches(sel, c.Name, ns, a.Name, a.Labels) {
-				found[principal(trustDomain(c), ns, a.Name)] = true
+				add(c, ns, a.Name)
 			}
 		}
 	})
-	if len(found) > 0 || len(sel.Labels) == 0 {
+	if matched || len(sel.Labels) == 0 {
 		return found, false
 	}
 	from.each(sel, waiting, func(n *mesh.NamespaceInventory, c *mesh.Cluster, ns string) {
 		for i := range n.Workloads {
 			if w := &n.Workloads[i]; matches(sel, c.Name, ns, w.ServiceAccount, w.Labels) {
-				found[principal(trustDomain(c), ns, w.ServiceAccount)] = true
+				add(c, ns, w.ServiceAccount)
 			}
 		}
 	})
-	if len(found) > 0 {
+	if matched {
 		r.byPods = append(r.byPods, labelText(sel.Labels))
 	}
 	return found, false
 }
 
-// each visits the namespaces in scope of the clusters whose trust domain is known.
+// each visits the namespaces in scope of the clusters that have reported.
 func (sc scope) each(sel *securityv2.ObjectSelector, waiting map[mesh.ClusterName]bool, visit func(*mesh.NamespaceInventory, *mesh.Cluster, string)) {
 	for i := range sc.f.s.Clusters {
 		c := &sc.f.s.Clusters[i]
 		if c.Invalid != "" || sel.Cluster != "" && sel.Cluster != string(c.Name) || sc.ws != nil && !sc.ws.clusters[c.Name] {
 			continue
 		}
-		if c.Inventory == nil || trustDomain(c) == "" {
+		if c.Inventory == nil {
 			if c.UID != "" {
 				waiting[c.Name] = true
 			}
