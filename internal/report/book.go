@@ -16,7 +16,7 @@ type Book struct {
 }
 
 // clusterKey is what of a cluster concerns every policy in it.
-type clusterKey struct{ connected, published bool }
+type clusterKey struct{ connected, published, unknown bool }
 
 // NewBook returns a Book of nothing.
 func NewBook() *Book {
@@ -31,20 +31,20 @@ type News struct {
 	Reports  map[mesh.Ref]mesh.PolicyReport
 	// Touched are objects that are wanted otherwise than before, or whose outcome has changed, in any cluster.
 	Touched map[mesh.Ref]bool
-	// Facts of each cluster; of them only Connected and Published are looked at.
+	// Facts of each cluster; of them Desired and Outcomes are not looked at.
 	Facts map[mesh.ClusterName]ClusterFacts
 }
 
 // Due says which policies may have another status than before.
 func (b *Book) Due(n News) map[mesh.Ref]bool {
 	due := map[mesh.Ref]bool{}
-	clusters := b.changedClusters(n.Facts)
+	clusters, all := b.changedClusters(n.Facts)
 	seen := make(map[mesh.Ref]bool, len(n.Policies))
 	for _, p := range n.Policies {
 		seen[p.Source] = true
 		next, ok := n.Reports[p.Source]
 		was, had := b.reports[p.Source]
-		if b.policies[p.Source] != p {
+		if all || b.policies[p.Source] != p {
 			b.policies[p.Source] = p
 			due[p.Source] = true
 		}
@@ -83,11 +83,13 @@ func (b *Book) Due(n News) map[mesh.Ref]bool {
 	return due
 }
 
-func (b *Book) changedClusters(facts map[mesh.ClusterName]ClusterFacts) map[mesh.ClusterName]bool {
-	changed := map[mesh.ClusterName]bool{}
+// changedClusters names the clusters of which something else is so now; all: it may concern policies that are not said to be there.
+func (b *Book) changedClusters(facts map[mesh.ClusterName]ClusterFacts) (changed map[mesh.ClusterName]bool, all bool) {
+	changed = map[mesh.ClusterName]bool{}
 	for c, f := range facts {
-		k := clusterKey{f.Connected, f.Published}
+		k := clusterKey{f.Connected, f.Published, f.Unknown}
 		if was, had := b.facts[c]; !had || was != k {
+			all = all || was.unknown || k.unknown
 			changed[c] = true
 			b.facts[c] = k
 		}
@@ -98,7 +100,7 @@ func (b *Book) changedClusters(facts map[mesh.ClusterName]ClusterFacts) map[mesh
 			delete(b.facts, c)
 		}
 	}
-	return changed
+	return changed, all
 }
 
 func (b *Book) index(policy mesh.Ref, r *mesh.PolicyReport, by int) {

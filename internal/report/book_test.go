@@ -33,18 +33,19 @@ func TestBookNamesOnlyWhatMayHaveChanged(t *testing.T) {
 		change func(*report.News)
 		want   []string
 	}{
-		"nothing":                    {func(*report.News) {}, nil},
-		"an equal report, made anew": {func(n *report.News) { n.Reports = make().Reports }, nil},
-		"an object of one":           {func(n *report.News) { n.Touched = map[mesh.Ref]bool{objectOf("b"): true} }, []string{"b"}},
-		"an object of two":           {func(n *report.News) { n.Touched = map[mesh.Ref]bool{ref("shared"): true} }, []string{"a", "b"}},
-		"an object of none":          {func(n *report.News) { n.Touched = map[mesh.Ref]bool{ref("x"): true} }, nil},
-		"a cluster goes away":        {func(n *report.News) { n.Facts["c2"] = report.ClusterFacts{} }, []string{"b"}},
-		"a cluster is published to":  {func(n *report.News) { n.Facts["c1"] = report.ClusterFacts{Connected: true, Published: true} }, []string{"a", "b"}},
-		"a cluster is deregistered":  {func(n *report.News) { delete(n.Facts, "c1") }, []string{"a", "b"}},
-		"a policy's spec":            {func(n *report.News) { n.Policies[2] = &mesh.AccessPolicy{Source: ref("c"), Generation: 2} }, []string{"c"}},
-		"a policy's report":          {func(n *report.News) { n.Reports[ref("c")] = mesh.PolicyReport{Message: "m"} }, []string{"c"}},
-		"a policy's report is gone":  {func(n *report.News) { delete(n.Reports, ref("a")) }, []string{"a"}},
-		"a policy is gone":           {func(n *report.News) { n.Policies = n.Policies[1:]; delete(n.Reports, ref("a")) }, nil},
+		"nothing":                       {func(*report.News) {}, nil},
+		"an equal report, made anew":    {func(n *report.News) { n.Reports = make().Reports }, nil},
+		"an object of one":              {func(n *report.News) { n.Touched = map[mesh.Ref]bool{objectOf("b"): true} }, []string{"b"}},
+		"an object of two":              {func(n *report.News) { n.Touched = map[mesh.Ref]bool{ref("shared"): true} }, []string{"a", "b"}},
+		"an object of none":             {func(n *report.News) { n.Touched = map[mesh.Ref]bool{ref("x"): true} }, nil},
+		"a cluster goes away":           {func(n *report.News) { n.Facts["c2"] = report.ClusterFacts{} }, []string{"b"}},
+		"a cluster is published to":     {func(n *report.News) { n.Facts["c1"] = report.ClusterFacts{Connected: true, Published: true} }, []string{"a", "b"}},
+		"a cluster is heard of no more": {func(n *report.News) { n.Facts["c2"] = report.ClusterFacts{Connected: true, Unknown: true} }, []string{"a", "b", "c"}},
+		"a cluster is deregistered":     {func(n *report.News) { delete(n.Facts, "c1") }, []string{"a", "b"}},
+		"a policy's spec":               {func(n *report.News) { n.Policies[2] = &mesh.AccessPolicy{Source: ref("c"), Generation: 2} }, []string{"c"}},
+		"a policy's report":             {func(n *report.News) { n.Reports[ref("c")] = mesh.PolicyReport{Message: "m"} }, []string{"c"}},
+		"a policy's report is gone":     {func(n *report.News) { delete(n.Reports, ref("a")) }, []string{"a"}},
+		"a policy is gone":              {func(n *report.News) { n.Policies = n.Policies[1:]; delete(n.Reports, ref("a")) }, nil},
 		"a policy's object is gone": {func(n *report.News) {
 			n.Policies = n.Policies[1:]
 			n.Touched = map[mesh.Ref]bool{objectOf("a"): true}

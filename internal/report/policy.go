@@ -26,8 +26,10 @@ type ClusterFacts struct {
 	Connected bool
 	// Published: Desired has been sent.
 	Published bool
-	Desired   map[mesh.Ref]mesh.Object
-	Outcomes  map[mesh.Ref]mesh.Outcome
+	// Unknown: it is registered and has been connected, but has not reported to this server yet.
+	Unknown  bool
+	Desired  map[mesh.Ref]mesh.Object
+	Outcomes map[mesh.Ref]mesh.Outcome
 }
 
 // PolicyInput is everything that is known of one AccessPolicy.
@@ -67,6 +69,7 @@ func NextPolicy(old securityv2.AccessPolicyStatus, in PolicyInput, now time.Time
 	for i := range r.Clusters {
 		all[i] = stand(&r.Clusters[i], in.Facts(r.Clusters[i].Cluster), clusterOf(&old, r.Clusters[i].Cluster))
 	}
+	all = append(all, unheard(&old, r, in.Facts)...)
 	sums := sum(all)
 	if len(all) > 0 {
 		st.InForce = fmt.Sprintf("%d/%d", sums.n[securityv2.PolicyInForce], len(all))
@@ -75,6 +78,32 @@ func NextPolicy(old securityv2.AccessPolicyStatus, in PolicyInput, now time.Time
 	st.Common.State = policyState(p, r, sums)
 	st.Clusters = listed(all)
 	return st, policyEvents(&old, &st, all)
+}
+
+// unheard are the clusters that had the policy, and of which a new server does not know yet whether it concerns them still: they keep what they have.
+func unheard(old *securityv2.AccessPolicyStatus, r *mesh.PolicyReport, facts func(mesh.ClusterName) ClusterFacts) []standing {
+	if r.Approval == adminv2.ApprovalInvalid {
+		return nil
+	}
+	var out []standing
+	for i := range old.Clusters {
+		s := standing{ClusterPolicyStatus: *old.Clusters[i].DeepCopy()}
+		c := mesh.ClusterName(s.Cluster)
+		f := facts(c)
+		if !f.Unknown || slices.ContainsFunc(r.Clusters, func(x mesh.PolicyClusterReport) bool { return x.Cluster == c }) {
+			continue
+		}
+		s.State, s.Message, s.Override = securityv2.PolicyPending, fmt.Sprintf("cluster %s has not reported since the management server started; it keeps what it has", c), nil
+		if !f.Connected {
+			s.Message = disconnected(c)
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func disconnected(c mesh.ClusterName) string {
+	return fmt.Sprintf("cluster %s is disconnected; it converges when it returns", c)
 }
 
 func count(n int) uint32 { return uint32(max(n, 0)) } //nolint:gosec // counts of things in memory
@@ -135,7 +164,7 @@ func stand(r *mesh.PolicyClusterReport, f ClusterFacts, old *securityv2.ClusterP
 	case r.Waiting != "":
 		s.State, s.Message = securityv2.PolicyPending, r.Waiting
 	case len(pending) > 0 && !f.Connected:
-		s.State, s.Message = securityv2.PolicyPending, fmt.Sprintf("cluster %s is disconnected; it converges when it returns", r.Cluster)
+		s.State, s.Message = securityv2.PolicyPending, disconnected(r.Cluster)
 	case len(pending) > 0:
 		s.State, s.Message = securityv2.PolicyPending, "being applied: "+few(pending)
 	case held:

@@ -336,6 +336,31 @@ func TestPolicyRemembers(t *testing.T) {
 	}
 }
 
+// A new server has not heard of c2 and c3: c2 is away. What status said of them must not vanish as if the policy had left them.
+func TestPolicyInClustersUnheardOf(t *testing.T) {
+	before, _ := well().next(securityv2.AccessPolicyStatus{}, noon)
+	w := well()
+	w.report.Clusters = w.report.Clusters[:1]
+	w.facts["c2"], w.facts["c3"] = &report.ClusterFacts{Unknown: true}, &report.ClusterFacts{Unknown: true, Connected: true}
+	st, events := w.next(before, noon)
+	var got []at
+	for _, c := range st.Clusters {
+		got = append(got, at{c.State, c.Message})
+	}
+	want := []at{
+		{securityv2.PolicyInForce, ""},
+		{securityv2.PolicyPending, "cluster c2 is disconnected; it converges when it returns"},
+		{securityv2.PolicyPending, "cluster c3 has not reported since the management server started; it keeps what it has"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" || st.InForce != "1/3" || len(events) != 0 {
+		t.Errorf("%s %s %v", st.InForce, diff, events)
+	}
+	w.facts["c2"].Unknown = false // it has reported: the policy has no destination there any more
+	if st, _ = w.next(st, noon); st.InForce != "1/2" {
+		t.Errorf("%s", st.InForce)
+	}
+}
+
 func TestPolicyListsAreBounded(t *testing.T) {
 	w := well()
 	w.report.Clusters = nil

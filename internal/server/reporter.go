@@ -137,9 +137,10 @@ func (r *reporter) once(ctx context.Context, now time.Time) error {
 // note finds out which policies may have another status. It loses nothing when writing fails later.
 func (r *reporter) note(v *view, n news, sessions map[mesh.ClusterName]relay.SessionInfo) {
 	facts := make(map[mesh.ClusterName]report.ClusterFacts, len(v.snapshot.Clusters))
+	of := v.facts(sessions)
 	for i := range v.snapshot.Clusters {
 		c := v.snapshot.Clusters[i].Name
-		facts[c] = report.ClusterFacts{Connected: sessions[c].Connected, Published: v.published[c]}
+		facts[c] = of(c)
 	}
 	for ref := range r.book.Due(report.News{Policies: v.snapshot.Policies, Reports: v.result.Policies, Touched: n.touched, Facts: facts}) {
 		r.due[ref] = true
@@ -167,9 +168,11 @@ func (r *reporter) note(v *view, n news, sessions map[mesh.ClusterName]relay.Ses
 func (v *view) facts(sessions map[mesh.ClusterName]relay.SessionInfo) func(mesh.ClusterName) report.ClusterFacts {
 	return func(c mesh.ClusterName) report.ClusterFacts {
 		f := report.ClusterFacts{Connected: sessions[c].Connected, Published: v.published[c], Desired: v.result.Objects[c]}
-		if m := v.snapshot.Cluster(c); m != nil && m.Inventory != nil {
+		m := v.snapshot.Cluster(c)
+		if m != nil && m.Inventory != nil {
 			f.Outcomes = m.Inventory.Outcomes
 		}
+		f.Unknown = m != nil && m.UID != "" && (m.Inventory == nil || !m.Inventory.Complete)
 		return f
 	}
 }
