@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"strings"
 
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/translate"
 )
 
 // accessChange says who gains or loses access to one port of one Service.
@@ -62,18 +64,8 @@ func places(changes []clusterChange) map[mesh.ClusterName][]string {
 	return out
 }
 
-// question asks whether a ServiceAccount may call a Service.
-type question struct {
-	FromCluster                       mesh.ClusterName
-	FromNamespace, FromServiceAccount string
-	ToCluster                         mesh.ClusterName
-	ToNamespace, ToService            string
-	Port                              int32 // of the Service; 0: any
-	Method, Path                      string
-}
-
 // asker answers whether a caller may call a port of a Service.
-type asker func(question) bool
+type asker func(translate.Question) bool
 
 // accessChanges asks about every caller and every Service where something changes, before and after.
 func accessChanges(s *mesh.Snapshot, where map[mesh.ClusterName][]string, before, after asker) []accessChange {
@@ -110,7 +102,7 @@ func serviceChanges(c mesh.ClusterName, service *mesh.Service, all []caller, bef
 	for _, port := range ports {
 		a := accessChange{Cluster: c, Namespace: service.Namespace, Service: service.Name, Port: port, All: len(all)}
 		for _, who := range all {
-			q := question{
+			q := translate.Question{
 				FromCluster: who.Cluster, FromNamespace: who.Namespace, FromServiceAccount: who.Name,
 				ToCluster: c, ToNamespace: service.Namespace, ToService: service.Name, Port: port,
 			}
@@ -182,4 +174,22 @@ func questions(s *mesh.Snapshot, where map[mesh.ClusterName][]string) int {
 		}
 	}
 	return ports * len(callers(s))
+}
+
+// access asks the server's own Explain who gains or loses access by these changes.
+func (v *preview) access(changes []clusterChange) []accessChange {
+	where := places(changes)
+	if n := questions(v.SnapAfter, where); n > mostQuestions {
+		v.Notes = append(v.Notes, fmt.Sprintf("who gains or loses access is not worked out: it would take %d questions; name clusters with --cluster", n))
+		return []accessChange{}
+	}
+	ask := func(s *mesh.Snapshot, r translate.Result) asker {
+		e := translate.NewExplainer(s, r)
+		return func(q translate.Question) bool { return e.Ask(q).Allowed }
+	}
+	out := accessChanges(v.SnapAfter, where, ask(v.SnapBefore, v.Before), ask(v.SnapAfter, v.After))
+	slices.SortStableFunc(out, func(a, b accessChange) int {
+		return cmp.Compare(fmt.Sprint(a.Namespace, "/", a.Service), fmt.Sprint(b.Namespace, "/", b.Service))
+	})
+	return out
 }

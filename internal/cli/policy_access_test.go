@@ -66,8 +66,8 @@ func TestAccessChanges(t *testing.T) {
 	s := testSnapshot()
 	s.Clusters[1].Inventory.Namespaces["billing"].Services[0].Ports = []mesh.ServicePort{{Number: 80}, {Number: 90}}
 	where := map[mesh.ClusterName][]string{"cluster-1": {"billing", "gone"}, "cluster-2": {"billing", "orders"}, "cluster-9": {"x"}}
-	everyone := func(question) bool { return true }
-	payments := func(q question) bool {
+	everyone := func(translate.Question) bool { return true }
+	payments := func(q translate.Question) bool {
 		return q.FromNamespace == "payments" && q.FromCluster == "cluster-1" || q.ToNamespace == "orders" || q.ToCluster == "cluster-2" && q.Port == 80
 	}
 	texts := func(before, after asker) (out []string) {
@@ -90,7 +90,7 @@ func TestAccessChanges(t *testing.T) {
 	if got := texts(payments, payments); len(got) != 0 {
 		t.Errorf("%q", got)
 	}
-	nobody := texts(payments, func(question) bool { return false })
+	nobody := texts(payments, func(translate.Question) bool { return false })
 	if len(nobody) != 4 || !strings.HasSuffix(nobody[0], "lose: payments/payments@cluster-1; then nobody may call it") {
 		t.Errorf("%q", nobody)
 	}

@@ -172,7 +172,8 @@ func (p *policyVerbs) diff(ctx context.Context, o *previewOptions, brief bool, f
 	if err != nil {
 		return false, err
 	}
-	r := diffReport{Changed: len(changes) > 0, Clusters: changes, Warnings: v.warnings(wanted)}
+	access := v.access(changes) // it may add a note
+	r := diffReport{Changed: len(changes) > 0, Clusters: changes, Access: access, Warnings: v.warnings(wanted)}
 	if f != formatTable {
 		return r.Changed, printDocument(p.streams.Out, f, r)
 	}
@@ -242,4 +243,11 @@ func (r *diffReport) print(w io.Writer, brief bool) {
 		}
 	}
 	fmt.Fprintf(w, "%s in %s: %d new, %d changed, %d removed\n", count(n["+"]+n["~"]+n["-"], "object"), count(len(r.Clusters), "cluster"), n["+"], n["~"], n["-"])
+	fmt.Fprintln(w, "\nWho may call:")
+	if len(r.Access) == 0 {
+		fmt.Fprintln(w, "  nobody gains or loses access")
+	}
+	for _, a := range r.Access {
+		fmt.Fprintf(w, "  %s\n", a.Text)
+	}
 }

@@ -195,25 +195,49 @@ func left(until, now time.Time) string {
 }
 
 func (p *policyVerbs) explainCommand() *cobra.Command {
+	q := &questionOptions{}
 	cmd := &cobra.Command{
-		Use:   "explain POLICY",
-		Short: "Explain a policy",
-		Args:  exactName("policy"),
+		Use:   "explain POLICY | explain SERVICEACCOUNT SERVICE",
+		Short: "Explain a policy; or say whether a ServiceAccount may call a Service, and which rule decides",
+		Long: `With one argument, a policy (NAME or NAMESPACE/NAME): what it guards, whom it lets in, how it stands in each cluster and why, what widens it, the last drift, the
+override in force, and what to do.
+
+With two, NAMESPACE/NAME@CLUSTER each: may that ServiceAccount call that Service, and which rule decides? The cluster may be left out where only one has the name.
+The answer is the server's own translation of what the server knows; "but" says where clusters do not do so at present. Without --port: any port.
+
+Exit codes of a question: 0 allowed, 1 denied, 2 no answer: wrong usage, no such Service or ServiceAccount, or no snapshot.
+Exit codes of explaining a policy: 0 done, 1 failed, 2 wrong usage.`,
+		Example: `  meshctl policy explain billing-allow-payments --mgmt-context mgmt
+  meshctl policy explain payments/payments@cluster-1 billing/billing@cluster-2 --port 8080
+  meshctl policy explain --from payments/payments@cluster-1 --to billing/billing@cluster-2 --method GET --path /invoices
+  meshctl policy explain orders/orders billing/billing@cluster-2 --snapshot snapshot.json && echo may`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := parseFormat(p.output, formatTable, formatJSON, formatYAML)
 			if err != nil {
 				return err
 			}
-			mgmt, err := p.mgmt()
+			question, err := q.take(cmd, args)
 			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), policyTimeout)
 			defer cancel()
+			if question {
+				allowed, err := p.answer(ctx, q, f)
+				if err == nil && !allowed {
+					return &exitError{exitDenied, errSilent}
+				}
+				return noAnswer(err)
+			}
+			mgmt, err := p.mgmt()
+			if err != nil {
+				return err
+			}
 			return p.explainPolicy(ctx, mgmt, args[0], f)
 		},
 		ValidArgsFunction: p.completePolicies,
 	}
 	p.flagsOf(cmd, formatTable, formatJSON, formatYAML)
+	q.flags(cmd)
 	return cmd
 }

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -48,6 +50,12 @@ func TestDiff(t *testing.T) {
 	}
 	r = offline(t, beforeThePage(), "diff", "-f", "testdata/policy/page.yaml", "--brief")
 	golden(t, "diff", regexp.MustCompile(`-[0-9a-f]{8}\b`).ReplaceAllString(r.out, "-HASH"))
+	orders := filepath.Join(t.TempDir(), "orders.yaml")
+	if err := os.WriteFile(orders, []byte(strings.Replace(pagePolicy, "app: payments", "app: orders", 1)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r = offline(t, testSnapshot(), "diff", "-f", orders, "--cluster", "cluster-2")
+	golden(t, "diff-clients", regexp.MustCompile(`-[0-9a-f]{8}\b`).ReplaceAllString(r.out, "-HASH"))
 	if r = offline(t, testSnapshot(), "diff", "-f", "testdata/policy/page.yaml"); r.code != 0 || r.out != "" || !strings.Contains(r.err, "Nothing would change") {
 		t.Errorf("exit %d, want 0", r.code)
 	}
