@@ -161,10 +161,10 @@ func stand(r *mesh.PolicyClusterReport, f ClusterFacts, old *securityv2.ClusterP
 		s.Message = few(taken) + ": somebody took our owner label off, so it is theirs and left alone; put the label back, or delete it, to have the policy enforced"
 	case len(drifted) > 0:
 		s.State, s.Message = securityv2.PolicyDrifted, few(drifted)+": changed by somebody else, being put back"
+	case (r.Waiting != "" || len(pending) > 0) && !f.Connected:
+		s.State, s.Message = securityv2.PolicyPending, disconnected(r.Cluster)
 	case r.Waiting != "":
 		s.State, s.Message = securityv2.PolicyPending, r.Waiting
-	case len(pending) > 0 && !f.Connected:
-		s.State, s.Message = securityv2.PolicyPending, disconnected(r.Cluster)
 	case len(pending) > 0:
 		s.State, s.Message = securityv2.PolicyPending, "being applied: "+few(pending)
 	case held:

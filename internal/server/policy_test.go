@@ -238,6 +238,52 @@ func TestPolicyFromWriteToDeletion(t *testing.T) { // not parallel: servers read
 	}
 }
 
+// A policy is deleted while no server runs. The new server takes it away nowhere until it has heard of every cluster: what it does not know might still want it.
+func TestPolicyDeletedWhileTheServerWasDown(t *testing.T) { // not parallel: as above
+	rc, c, ns := setup(t)
+	cfg := config(t, rc, ns)
+	r := run(t, cfg).awaitReady()
+	agents := map[string]*agent{}
+	for _, n := range []string{"c1", "c2"} {
+		register(t, c, ns, n)
+		agents[n] = start(t, c, cfg, n, announce(t, c, ns, n, mesh.ClusterUID("uid-of-"+n)))
+		agents[n].report(shop()...)
+		awaitCondition(t, c, ns, n, "Warm", "True")
+	}
+	gone, kept := accessPolicy(t, ns), accessPolicy(t, ns)
+	kept.Name = "kept"
+	for _, p := range []*securityv2.AccessPolicy{gone, kept} {
+		if err := c.Create(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Delete(context.WithoutCancel(t.Context()), p) })
+		awaitPolicy(t, c, p, "ACCEPTED 2/2", "c1 InForce", "c2 InForce")
+	}
+	agents["c2"].stop()
+	if err := r.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Delete(t.Context(), gone); err != nil {
+		t.Fatal(err)
+	}
+	run(t, cfg).awaitReady()
+	await(t, c, ns, "c1", "ACCEPTED Connected 2.12.0")
+	awaitPolicy(t, c, kept, "WARNING 1/2", "c1 InForce", "c2 Pending cluster c2 is disconnected; it converges when it returns")
+	time.Sleep(2 * cfg.WarmGrace)
+	if name, _ := agents["c1"].authorization(); name == "" {
+		t.Error("c1 lost the policy's object while c2 was not heard of")
+	}
+	agents["c2"] = startWith(t, cfg, "c2", "uid-of-c2", agents["c2"].store)
+	agents["c2"].report(shop()...)
+	awaitPolicy(t, c, kept, "ACCEPTED 2/2", "c1 InForce", "c2 InForce")
+	eventually(t, 10*time.Second, func() error {
+		if name, _ := agents["c1"].authorization(); name != "" {
+			return fmt.Errorf("c1 still has %s", name)
+		}
+		return nil
+	})
+}
+
 func TestOverrideThatHasEndedIsRemoved(t *testing.T) {
 	t.Parallel()
 	rc, c, ns := setup(t)
