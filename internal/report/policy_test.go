@@ -330,6 +330,11 @@ func TestPolicyRemembers(t *testing.T) {
 	if d := after.Clusters[1].LastDrift; d == nil || d.Manager != "kubectl" {
 		t.Errorf("last drift: %v", d)
 	}
+	older := well()
+	older.outcome("c2", func(o *mesh.Outcome) { o.Drift = &mesh.Drift{Manager: "older", At: noon.Add(-time.Hour), Corrected: true} })
+	if after, _ := older.next(before, noon); after.Clusters[1].LastDrift.Manager != "kubectl" {
+		t.Errorf("an older drift took the place of the last: %+v", after.Clusters[1].LastDrift)
+	}
 	want := []report.Event{{Type: "Normal", Reason: "OverrideEnded", Message: "c1: PolicyOverride o has ended"}, {Type: "Normal", Reason: "PolicyInForce", Message: "in force in 3 clusters"}}
 	if diff := cmp.Diff(want, brisk(events)); diff != "" {
 		t.Error(diff)

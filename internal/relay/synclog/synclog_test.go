@@ -137,7 +137,8 @@ func TestUpdate(t *testing.T) {
 	}{
 		{"sets and deletes", map[Key][]byte{key("a"): []byte("9"), key("d"): []byte("4")}, []Key{key("b"), key("none")}, true, false, map[string]string{"a": "9", "c": "3", "d": "4"}},
 		{"deletes nothing while incomplete", map[Key][]byte{key("a"): []byte("1")}, []Key{key("c")}, false, false, map[string]string{"a": "1", "c": "3", "d": "4"}},
-		{"complete again", nil, []Key{key("c")}, true, false, map[string]string{"a": "1", "d": "4"}},
+		{"complete again, and it was not forgotten", nil, nil, true, false, map[string]string{"a": "1", "c": "3", "d": "4"}},
+		{"deletes only", nil, []Key{key("c")}, true, false, map[string]string{"a": "1", "d": "4"}},
 		{"what can't be sent makes it incomplete", map[Key][]byte{key("a"): make([]byte, MaxItemBytes+1), key("e"): []byte("5")}, []Key{key("d")}, true, true, map[string]string{"a": "1", "d": "4", "e": "5"}},
 	} {
 		if err := s.Update(step.set, step.gone, step.complete); (err != nil) != step.fails {
