@@ -32,7 +32,10 @@ func (i *inventory) snapshot() *mesh.Inventory {
 		return nil
 	}
 	if i.out == nil {
-		i.out = &mesh.Inventory{Complete: i.complete, Info: i.info, Outcomes: i.outcomes, Namespaces: i.namespaces}
+		i.out = &mesh.Inventory{Complete: i.complete, Info: i.info, Outcomes: i.outcomes}
+		if i.complete { // half of what runs in a cluster is no ground to decide on, and would be translated once for each portion that comes
+			i.out.Namespaces = i.namespaces
+		}
 	}
 	return i.out
 }

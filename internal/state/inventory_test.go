@@ -139,11 +139,26 @@ func TestOutcomesThatChangedAreNamed(t *testing.T) {
 	}
 }
 
+func TestHalfAnInventoryIsNotHandedOut(t *testing.T) {
+	s := quiet()
+	half := items{{Type: mesh.ItemNamespace, Name: "a"}: encode(t, mesh.Namespace{Name: "a"}), {Type: mesh.ItemCluster, Name: "cluster"}: encode(t, mesh.ClusterInfo{Network: "n"})}
+	s.Observe("c", Change{Set: maps.All(half)})
+	first := s.inventories["c"].snapshot()
+	s.Observe("c", Change{Complete: true})
+	want := []*mesh.Inventory{
+		{Info: mesh.ClusterInfo{Network: "n"}, Outcomes: map[mesh.Ref]mesh.Outcome{}},
+		{Info: mesh.ClusterInfo{Network: "n"}, Outcomes: map[mesh.Ref]mesh.Outcome{}, Complete: true, Namespaces: map[string]*mesh.NamespaceInventory{"a": {}}},
+	}
+	if diff := cmp.Diff(want, []*mesh.Inventory{first, s.inventories["c"].snapshot()}); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // Fifty clusters that run the same cost little more memory than one, and sharing never shows.
 func TestAlikeClustersShareMemory(t *testing.T) {
 	s := quiet()
 	tell := func(c mesh.ClusterName, set items, gone ...mesh.ItemKey) *mesh.NamespaceInventory {
-		s.Observe(c, Change{Set: maps.All(set), Gone: slices.Values(gone)})
+		s.Observe(c, Change{Set: maps.All(set), Gone: slices.Values(gone), Complete: true})
 		return s.inventories[c].snapshot().Namespaces["a"]
 	}
 	service := func(n, label string) items {
