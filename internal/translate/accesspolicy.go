@@ -2,7 +2,6 @@ package translate
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,52 +45,16 @@ func (p *part) key() string {
 // policyWork is a policy on its way through.
 type policyWork struct {
 	p      *mesh.AccessPolicy
+	order  int // in the Snapshot
 	report mesh.PolicyReport
 	scope  scope
 	res    resolution
 	bad    bool // not translated
-	by     map[mesh.ClusterName]*mesh.PolicyClusterReport
-	notes  map[string]bool
-	spaces map[place]bool
-	guards []string
-}
-
-// policies translates every AccessPolicy and the isolation of every workspace.
-func policies(s *mesh.Snapshot, r *Result) error {
-	f := newFleet(s)
-	work := make([]*policyWork, len(s.Policies))
-	for i, p := range s.Policies {
-		work[i] = begin(f, p)
-	}
-	for i := range s.Clusters {
-		c := &s.Clusters[i]
-		if c.Invalid != "" || c.Inventory == nil {
-			for _, w := range work {
-				w.awaits(c)
-			}
-			continue
-		}
-		for _, ns := range keys(c.Inventory.Namespaces) {
-			n := c.Inventory.Namespaces[ns]
-			at := placeWork{f: f, c: c, ns: ns, n: n, root: rootPolicies(c, ns)}
-			for _, w := range work {
-				at.add(w)
-			}
-			at.isolate()
-			if err := at.emit(r); err != nil {
-				return err
-			}
-		}
-	}
-	for _, w := range work {
-		r.Policies[w.p.Source] = w.finish()
-	}
-	f.report(r, work)
-	return nil
+	shares map[mesh.ClusterName][]*share
 }
 
 func begin(f *fleet, p *mesh.AccessPolicy) *policyWork {
-	w := &policyWork{p: p, by: map[mesh.ClusterName]*mesh.PolicyClusterReport{}, notes: map[string]bool{}, spaces: map[place]bool{}, scope: scope{f: f}}
+	w := &policyWork{p: p, shares: map[mesh.ClusterName][]*share{}, scope: scope{f: f}}
 	refuse := func(reason, message string) *policyWork {
 		w.bad = true
 		w.report.Approval, w.report.Message = adminv2.ApprovalInvalid, message
@@ -137,12 +100,9 @@ func invalid(p *mesh.AccessPolicy) string {
 	return ""
 }
 
-// awaits notes a cluster that has not reported: whether it has the destination is not known.
-func (w *policyWork) awaits(c *mesh.Cluster) {
-	if w.bad || c.Invalid != "" || c.UID == "" || w.scope.ws != nil && !w.scope.ws.clusters[c.Name] || !w.reaches(c.Name) {
-		return
-	}
-	w.cluster(c.Name).Waiting = "the cluster has not reported what it runs"
+// awaits reports whether a cluster has not reported that may have the destination.
+func (w *policyWork) awaits(c *mesh.Cluster) bool {
+	return c.Invalid == "" && c.Inventory == nil && c.UID != "" && (w.scope.ws == nil || w.scope.ws.clusters[c.Name]) && w.reaches(c.Name)
 }
 
 // reaches reports whether some selector could select something in c.
@@ -153,24 +113,6 @@ func (w *policyWork) reaches(c mesh.ClusterName) bool {
 		return slices.ContainsFunc(spec.ApplyToWorkloads, func(s securityv2.WorkloadSelector) bool { return could(s.Selector) })
 	}
 	return len(spec.ApplyToDestinations) == 0 || slices.ContainsFunc(spec.ApplyToDestinations, func(s securityv2.DestinationSelector) bool { return could(s.Selector) })
-}
-
-func (w *policyWork) cluster(c mesh.ClusterName) *mesh.PolicyClusterReport {
-	r := w.by[c]
-	if r == nil {
-		r = &mesh.PolicyClusterReport{Cluster: c}
-		w.by[c] = r
-	}
-	return r
-}
-
-func (w *policyWork) unenforceable(c mesh.ClusterName, why string) {
-	r := w.cluster(c)
-	if r.Unenforceable == "" {
-		r.Unenforceable = why
-	} else if !strings.Contains(r.Unenforceable, why) {
-		r.Unenforceable += "; " + why
-	}
 }
 
 func tlsMode(a *securityv2.Authentication) securityv2.TLSMode {
@@ -191,52 +133,7 @@ func layerOff(p *mesh.AccessPolicy) bool {
 	return c != nil && c.EnforcementLayers != nil && c.EnforcementLayers.Mesh != nil && !*c.EnforcementLayers.Mesh
 }
 
-// placeWork is one namespace of one cluster on its way through.
-type placeWork struct {
-	f     *fleet
-	c     *mesh.Cluster
-	ns    string
-	n     *mesh.NamespaceInventory
-	root  []mesh.ForeignPolicy
-	parts []*part
-	of    []*policyWork // by part; nil: isolation
-}
-
-// add finds what w guards here.
-func (at *placeWork) add(w *policyWork) {
-	if w.bad || !w.scope.has(at.c.Name, at.ns) || conflicted(at, w) || layerOff(w.p) {
-		return
-	}
-	var found []*part
-	if len(w.p.Spec.ApplyToWorkloads) > 0 {
-		found = at.workloads(w)
-	} else {
-		found = at.destinations(w)
-	}
-	if len(found) == 0 {
-		return
-	}
-	w.spaces[place{at.c.Name, at.ns}] = true
-	report := w.cluster(at.c.Name)
-	for i := range at.f.s.Overrides {
-		if o := at.f.s.Overrides[i]; o.Policy.Namespace == w.p.Source.Namespace && o.Policy.Name == w.p.Source.Name && o.In(at.c.Name) {
-			report.Override = o
-		}
-	}
-	if !inMesh(at.n.Labels) {
-		w.unenforceable(at.c.Name, fmt.Sprintf("namespace %s is not in the mesh (no label %s=ambient)", at.ns, labelDataplane))
-	}
-	for _, p := range found {
-		at.parts, at.of = append(at.parts, p), append(at.of, w)
-	}
-}
-
-// conflicted: two workspaces claim the place, and the policy is of neither.
-func conflicted(at *placeWork, w *policyWork) bool {
-	return w.scope.ws != nil && w.scope.f.claims[place{at.c.Name, at.ns}].owner() != w.scope.ws
-}
-
-func (at *placeWork) workloads(w *policyWork) []*part {
+func (at *placeWork) workloads(w *share) []*part {
 	seen := map[string]*part{}
 	var out []*part
 	for i := range w.p.Spec.ApplyToWorkloads {
@@ -258,7 +155,7 @@ func (at *placeWork) workloads(w *policyWork) []*part {
 	return out
 }
 
-func (at *placeWork) part(w *policyWork, labels map[string]string) *part {
+func (at *placeWork) part(w *share, labels map[string]string) *part {
 	p := &part{source: w.p.Source, prefix: "accesspolicy", name: w.p.Source.Name, ws: w.report.Workspace, labels: labels, entries: w.res.entries}
 	if c := w.p.Spec.Config; c != nil {
 		p.mode = tlsMode(c.Authn)
@@ -282,7 +179,7 @@ func (at *placeWork) system() bool {
 		slices.ContainsFunc(at.n.Gateways, func(g mesh.Gateway) bool { return g.Class != waypointClass })
 }
 
-func (at *placeWork) destinations(w *policyWork) []*part {
+func (at *placeWork) destinations(w *share) []*part {
 	seen := map[string]*part{}
 	var out []*part
 	for i := range at.n.Services {
@@ -292,7 +189,7 @@ func (at *placeWork) destinations(w *policyWork) []*part {
 			continue
 		}
 		if len(svc.Selector) == 0 {
-			w.unenforceable(at.c.Name, fmt.Sprintf("Service %s/%s has no selector, so its Pods are not known", at.ns, svc.Name))
+			w.unenforceable(fmt.Sprintf("Service %s/%s has no selector, so its Pods are not known", at.ns, svc.Name))
 			continue
 		}
 		p := at.part(w, svc.Selector)
@@ -317,20 +214,17 @@ func (at *placeWork) destinations(w *policyWork) []*part {
 			sp.ports = mapped(svc, podPorts, nil)
 		}
 		p.services = append(p.services, sp)
-		w.guards = append(w.guards, at.guards(svc, ports)...)
+		w.guards += guards(svc, ports)
 	}
 	return out
 }
 
-// guards lists the Service ports that are guarded, for counting.
-func (at *placeWork) guards(svc *mesh.Service, ports []int32) []string {
-	var out []string
-	for _, p := range svc.Ports {
-		if ports == nil || slices.Contains(ports, p.Number) {
-			out = append(out, fmt.Sprintf("%s/%s/%s:%d", at.c.Name, at.ns, svc.Name, p.Number))
-		}
+// guards counts the Service ports that are guarded.
+func guards(svc *mesh.Service, ports []int32) int {
+	if ports == nil {
+		return len(svc.Ports)
 	}
-	return out
+	return len(ports)
 }
 
 func (p *part) merge(o *part) {
@@ -348,7 +242,7 @@ func union(a, b []int32) []int32 {
 }
 
 // selected reports whether the policy selects svc, and which of its ports; nil: all.
-func (at *placeWork) selected(w *policyWork, svc *mesh.Service) (hit bool, ports []int32) {
+func (at *placeWork) selected(w *share, svc *mesh.Service) (hit bool, ports []int32) {
 	list := w.p.Spec.ApplyToDestinations
 	if len(list) == 0 {
 		return w.scope.ws != nil || !at.system(), nil
@@ -378,7 +272,7 @@ func (at *placeWork) selected(w *policyWork, svc *mesh.Service) (hit bool, ports
 }
 
 // podPorts turns ports of a Service into those of its Pods. all: every port has to be guarded, because one can't be told.
-func (at *placeWork) podPorts(w *policyWork, svc *mesh.Service, ports []int32) (out []int32, all bool) {
+func (at *placeWork) podPorts(w *share, svc *mesh.Service, ports []int32) (out []int32, all bool) {
 	if ports == nil {
 		return nil, true
 	}
@@ -388,7 +282,7 @@ func (at *placeWork) podPorts(w *policyWork, svc *mesh.Service, ports []int32) (
 		}
 		target, ok := targetPort(p)
 		if !ok {
-			w.unenforceable(at.c.Name, fmt.Sprintf("port %d of Service %s/%s leads to the named port %q, whose number is not known: every port of its Pods is guarded instead", p.Number, at.ns, svc.Name, p.TargetPort))
+			w.unenforceable(fmt.Sprintf("port %d of Service %s/%s leads to the named port %q, whose number is not known: every port of its Pods is guarded instead", p.Number, at.ns, svc.Name, p.TargetPort))
 			return nil, true
 		}
 		out = union(out, []int32{target})
@@ -478,89 +372,4 @@ func (t *taking) add(p *part, s service) {
 		return
 	}
 	t.pods, t.service = union(t.pods, p.ports), union(t.service, s.ports)
-}
-
-// neighbours are the ServiceAccounts of ws and of the workspaces that a Service of it is shared with.
-func (f *fleet) neighbours(ws *workspace, c mesh.ClusterName, svc *mesh.Service) []source {
-	found := map[mesh.Principal]bool{}
-	for _, other := range f.workspaces {
-		if other != ws && !sharedWith(ws, other, c, svc) {
-			continue
-		}
-		scope{f, other}.each(&securityv2.ObjectSelector{}, map[mesh.ClusterName]bool{}, func(n *mesh.NamespaceInventory, c *mesh.Cluster, ns string) {
-			for i := range n.ServiceAccounts {
-				if td := trustDomain(c); td != "" {
-					found[principal(td, ns, n.ServiceAccounts[i].Name)] = true
-				}
-			}
-		})
-	}
-	if len(found) == 0 {
-		return nil
-	}
-	return []source{{Principals: sortedKeys(found)}}
-}
-
-// finish words what became of a policy.
-func (w *policyWork) finish() mesh.PolicyReport {
-	r := &w.report
-	if w.bad {
-		return *r
-	}
-	r.ServiceAccounts = w.res.accounts
-	r.Namespaces = len(w.spaces)
-	slices.Sort(w.guards)
-	r.DestinationPorts = len(slices.Compact(w.guards))
-	for _, c := range slices.Sorted(maps.Keys(w.by)) {
-		one := w.by[c]
-		slices.SortFunc(one.Objects, mesh.Ref.Compare)
-		one.Objects = slices.Compact(one.Objects)
-		slices.Sort(one.Widened)
-		one.Widened = slices.Compact(one.Widened)
-		r.Clusters = append(r.Clusters, *one)
-	}
-	resolved := w.resolved()
-	r.Conditions = []mesh.Condition{{Type: securityv2.ConditionAccepted, Status: mesh.True, Reason: securityv2.ReasonValid, Message: "the policy is valid"}, resolved}
-	r.Approval = adminv2.ApprovalAccepted
-	if resolved.Status != mesh.True || len(w.res.notes) > 0 {
-		r.Approval, r.Message = adminv2.ApprovalWarning, resolved.Message
-		if resolved.Status == mesh.True {
-			r.Message = strings.Join(w.res.notes, "; ")
-		}
-	}
-	return *r
-}
-
-func (w *policyWork) resolved() mesh.Condition {
-	c := mesh.Condition{Type: securityv2.ConditionResolved, Status: mesh.False}
-	nobody := len(w.res.entries) > 0 && !slices.ContainsFunc(w.res.entries, func(e resolved) bool { return len(e.sources) > 0 })
-	switch {
-	case len(w.spaces) == 0 && !layerOff(w.p):
-		c.Reason, c.Message = securityv2.ReasonNoDestinations, "no Service or workload in any cluster is selected, so nothing is guarded: compare applyToDestinations with the labels of the Services (not of their Pods)"
-	case nobody:
-		c.Reason, c.Message = securityv2.ReasonNoClients, "no client is selected, so nobody is allowed: compare allowedClients with the labels of the ServiceAccounts"
-		if len(w.res.notes) > 0 {
-			c.Message += " (" + strings.Join(w.res.notes, "; ") + ")"
-		}
-	case len(w.res.waiting) > 0:
-		c.Status, c.Reason = mesh.Unknown, securityv2.ReasonStaleClients
-		c.Message = "clients of these clusters can't be named before they have reported: " + joinNames(w.res.waiting)
-	case len(w.res.byPods) > 0:
-		c.Status, c.Reason = mesh.True, securityv2.ReasonServiceAccountsByPods
-		c.Message = fmt.Sprintf("no ServiceAccount has the labels %s, but workloads do: their ServiceAccounts are allowed", strings.Join(w.res.byPods, "; "))
-	default:
-		c.Status, c.Reason, c.Message = mesh.True, securityv2.ReasonResolved, "destinations and clients are found"
-	}
-	return c
-}
-
-func joinNames(names []mesh.ClusterName) string {
-	out := make([]string, 0, min(len(names), 5))
-	for i, n := range names {
-		if i == 5 {
-			return strings.Join(out, ", ") + fmt.Sprintf(" and %d more", len(names)-5)
-		}
-		out = append(out, string(n))
-	}
-	return strings.Join(out, ", ")
 }

@@ -12,23 +12,22 @@ import (
 )
 
 // emit writes the objects of one namespace of one cluster, over all that is guarded there.
-func (at *placeWork) emit(r *Result) error {
+func (at *placeWork) emit() error {
 	for i, p := range at.parts {
 		if p.authz {
-			if err := at.authorize(r, i); err != nil {
+			if err := at.authorize(i); err != nil {
 				return err
 			}
 		}
 		if w := at.of[i]; w != nil {
-			report := w.cluster(at.c.Name)
-			report.Widened = append(report.Widened, at.widened(p)...)
+			w.widened = append(w.widened, at.widened(p)...)
 		}
 	}
-	return at.authenticate(r)
+	return at.authenticate()
 }
 
 // authorize writes the AuthorizationPolicies of one part.
-func (at *placeWork) authorize(r *Result, i int) error {
+func (at *placeWork) authorize(i int) error {
 	p, w := at.parts[i], at.of[i]
 	var l4, l7 []resolved
 	for _, e := range p.entries {
@@ -40,24 +39,24 @@ func (at *placeWork) authorize(r *Result, i int) error {
 	}
 	if p.waypoint == nil {
 		if len(l7) > 0 && w != nil {
-			w.unenforceable(at.c.Name, at.noWaypoint(p, l7))
+			w.unenforceable(at.noWaypoint(p, l7))
 		}
-		return at.write(r, i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, l4)})
+		return at.write(i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, l4)})
 	}
 	// Behind a waypoint the Pods see the waypoint's identity only: they take nobody else, and the waypoint asks who the client is.
 	var doors []mesh.Principal
-	for _, td := range at.f.trustDomains() {
+	for _, td := range at.f.domains {
 		doors = append(doors, principal(td, p.waypoint.Namespace, p.waypoint.Name))
 	}
 	door := []resolved{{authz: &securityv2.Authorization{}}}
 	if len(doors) > 0 { // else no trust domain is known yet, and nobody gets in
 		door[0].sources = []source{{Principals: doors}}
 	}
-	if err := at.write(r, i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, door)}); err != nil {
+	if err := at.write(i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, door)}); err != nil {
 		return err
 	}
 	for _, s := range at.behind(p) {
-		err := at.write(r, i, "service/"+s.name, authorizationSpec{
+		err := at.write(i, "service/"+s.name, authorizationSpec{
 			Action: "ALLOW", TargetRefs: []targetRef{{Kind: "Service", Name: s.name}}, Rules: at.serviceRules(i, s),
 		})
 		if err != nil {
@@ -224,52 +223,45 @@ func (e *resolved) rule(ports, only []int32) (rule, bool) {
 }
 
 // write adds one object to the result and to its policy's report.
-func (at *placeWork) write(r *Result, i int, target string, spec authorizationSpec) error {
+func (at *placeWork) write(i int, target string, spec authorizationSpec) error {
 	p := at.parts[i]
 	name := objectName(p.prefix, p.name, p.source.Namespace+"/"+p.source.Name+"|"+p.key()+"|"+target)
-	return at.put(r, kindAuthorization, name, []int{i}, spec)
+	return at.put(kindAuthorization, name, []int{i}, spec)
 }
 
 // put adds an object that serves the parts; the first gives it its labels.
-func (at *placeWork) put(r *Result, kind, name string, parts []int, spec any) error {
+func (at *placeWork) put(kind, name string, parts []int, spec any) error {
 	p := at.parts[parts[0]]
 	ref := mesh.Ref{Group: istioGroup, Version: istioVersion, Kind: kind, Namespace: at.ns, Name: name}
-	l := labels(at.c.Name, p.source, at.f.s.ManagementCluster)
-	l["context.mesh.gloo.solo.io/workspace"] = p.ws
-	o := istioObject{
-		APIVersion: istioGroup + "/" + istioVersion, Kind: kind, Metadata: objectMeta{Name: name, Namespace: at.ns, Labels: l}, Spec: spec,
-	}
+	o := &written{source: p.source, workspace: p.ws, spec: spec}
 	var held *mesh.Override
+	all := true
 	for _, i := range parts {
-		if w := at.of[i]; w != nil {
-			report := w.cluster(at.c.Name)
-			report.Objects = append(report.Objects, ref)
-			if report.Override != nil && (held == nil || report.Override.Until.After(held.Until)) {
-				held = report.Override
-			}
+		w := at.of[i]
+		if w == nil {
+			all = false
+			continue
+		}
+		if !slices.Contains(w.objects, ref) {
+			w.objects = append(w.objects, ref)
+		}
+		switch {
+		case w.override == nil:
+			all = false
+		case held == nil || w.override.Until.Before(held.Until):
+			held = w.override
 		}
 	}
-	if held != nil {
+	if held != nil && all { // others rely on the object too, unless they are suspended as well
 		reason := held.Reason
 		if held.By != "" {
 			reason += " (" + held.By + ")"
 		}
-		o.Metadata.Annotations = map[string]string{
+		o.annotations = map[string]string{
 			securityv2.AnnotationHoldUntil: held.Until.UTC().Format(time.RFC3339), securityv2.AnnotationHoldReason: reason,
 		}
 	}
-	return r.add(at.c.Name, ref, o)
-}
-
-// trustDomains of the mesh, sorted.
-func (f *fleet) trustDomains() []mesh.TrustDomain {
-	found := map[mesh.TrustDomain]bool{}
-	for i := range f.s.Clusters {
-		if td := trustDomain(&f.s.Clusters[i]); td != "" {
-			found[td] = true
-		}
-	}
-	return sortedKeys(found)
+	return at.keep(ref, o)
 }
 
 func strictness(m securityv2.TLSMode) int {
@@ -277,7 +269,7 @@ func strictness(m securityv2.TLSMode) int {
 }
 
 // authenticate writes one PeerAuthentication per selector: the strictest that any policy asks for.
-func (at *placeWork) authenticate(r *Result) error {
+func (at *placeWork) authenticate() error {
 	groups := map[string][]int{}
 	for i, p := range at.parts {
 		if p.mode != "" {
@@ -311,7 +303,7 @@ func (at *placeWork) authenticate(r *Result) error {
 			}
 		}
 		first := at.parts[parts[0]]
-		if err := at.put(r, kindAuthentication, objectName(first.prefix, first.name, first.source.Namespace+"/"+first.source.Name+"|"+k+"|mtls"), parts, spec); err != nil {
+		if err := at.put(kindAuthentication, objectName(first.prefix, first.name, first.source.Namespace+"/"+first.source.Name+"|"+k+"|mtls"), parts, spec); err != nil {
 			return err
 		}
 	}

@@ -37,6 +37,7 @@ type resolution struct {
 	byPods   []string           // selectors that matched workloads, not ServiceAccounts
 	notes    []string
 	accounts []mesh.Principal // of all entries that are enforced
+	sets     []*clientSet     // that it is made of
 }
 
 // resolved is one Authorization that is enforced.
@@ -185,42 +186,36 @@ func (sc scope) accounts(id *securityv2.IdentitySelector, waiting map[mesh.Clust
 			return found, false
 		}
 	}
-	matched := false
-	add := func(c *mesh.Cluster, ns, name string) {
-		matched = true
-		if td := trustDomain(c); td != "" {
-			found[principal(td, ns, name)] = true
-		} else {
-			waiting[c.Name] = true
+	set := sc.f.clients(from.ws, sel)
+	r.sets = append(r.sets, set)
+	accounts, pods := from.unnamed(sel, waiting)
+	if len(set.accounts) > 0 || len(accounts) > 0 || len(sel.Labels) == 0 {
+		for _, c := range accounts {
+			waiting[c] = true
 		}
+		return names(set.accounts), false
 	}
-	from.each(sel, waiting, func(n *mesh.NamespaceInventory, c *mesh.Cluster, ns string) {
-		for i := range n.ServiceAccounts {
-			if a := &n.ServiceAccounts[i]; matches(sel, c.Name, ns, a.Name, a.Labels) {
-				add(c, ns, a.Name)
-			}
-		}
-	})
-	if matched || len(sel.Labels) == 0 {
-		return found, false
+	for _, c := range pods {
+		waiting[c] = true
 	}
-	from.each(sel, waiting, func(n *mesh.NamespaceInventory, c *mesh.Cluster, ns string) {
-		for i := range n.Workloads {
-			if w := &n.Workloads[i]; matches(sel, c.Name, ns, w.ServiceAccount, w.Labels) {
-				add(c, ns, w.ServiceAccount)
-			}
-		}
-	})
-	if matched {
+	if len(set.byPods) > 0 || len(pods) > 0 {
 		r.byPods = append(r.byPods, labelText(sel.Labels))
 	}
-	return found, false
+	return names(set.byPods), false
 }
 
-// each visits the namespaces in scope of the clusters that have reported.
-func (sc scope) each(sel *securityv2.ObjectSelector, waiting map[mesh.ClusterName]bool, visit func(*mesh.NamespaceInventory, *mesh.Cluster, string)) {
-	for i := range sc.f.s.Clusters {
-		c := &sc.f.s.Clusters[i]
+func names(counted map[mesh.Principal]int) map[mesh.Principal]bool {
+	out := make(map[mesh.Principal]bool, len(counted))
+	for p := range counted {
+		out[p] = true
+	}
+	return out
+}
+
+// unnamed are the clusters where sel finds ServiceAccounts, or workloads, that have no principal yet because the trust domain is not known. Clusters that
+// have not reported at all are waited for.
+func (sc scope) unnamed(sel *securityv2.ObjectSelector, waiting map[mesh.ClusterName]bool) (accounts, pods []mesh.ClusterName) {
+	for _, c := range sc.f.silent {
 		if c.Invalid != "" || sel.Cluster != "" && sel.Cluster != string(c.Name) || sc.ws != nil && !sc.ws.clusters[c.Name] {
 			continue
 		}
@@ -230,12 +225,23 @@ func (sc scope) each(sel *securityv2.ObjectSelector, waiting map[mesh.ClusterNam
 			}
 			continue
 		}
-		for _, ns := range keys(c.Inventory.Namespaces) {
-			if (sel.Namespace == "" || sel.Namespace == ns) && sc.has(c.Name, ns) {
-				visit(c.Inventory.Namespaces[ns], c, ns)
+		for ns, n := range c.Inventory.Namespaces {
+			if sel.Namespace != "" && sel.Namespace != ns || !sc.has(c.Name, ns) {
+				continue
+			}
+			for i := range n.ServiceAccounts {
+				if a := &n.ServiceAccounts[i]; matches(sel, c.Name, ns, a.Name, a.Labels) {
+					accounts = append(accounts, c.Name)
+				}
+			}
+			for i := range n.Workloads {
+				if w := &n.Workloads[i]; matches(sel, c.Name, ns, serviceAccount(w), w.Labels) {
+					pods = append(pods, c.Name)
+				}
 			}
 		}
 	}
+	return accounts, pods
 }
 
 func trustDomain(c *mesh.Cluster) mesh.TrustDomain {

@@ -5,8 +5,6 @@
 package translate
 
 import (
-	"encoding/json"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -31,75 +29,25 @@ type Result struct {
 // conclude from that.
 type Delta struct{ Set, Gone []mesh.Ref }
 
-// Translator translates one Snapshot after another and recomputes only what changed between them. The answer is that of All. For one caller at a time.
-type Translator struct {
-	last map[mesh.ClusterName]Objects
-}
-
-// New returns a Translator that has seen nothing.
-func New() *Translator { return &Translator{} }
-
-// Next translates s. The Result shares memory with later ones: don't change it.
-func (t *Translator) Next(s *mesh.Snapshot) (Result, error) {
-	r, err := All(s)
-	if err != nil {
-		return Result{}, err
-	}
-	r.Changed = map[mesh.ClusterName]Delta{}
-	for c, now := range r.Objects {
-		if d := difference(t.last[c], now); len(d.Set)+len(d.Gone) > 0 {
-			r.Changed[c] = d
-		}
-	}
-	t.last = r.Objects
-	return r, nil
-}
-
-func difference(before, now Objects) Delta {
-	var d Delta
-	for ref, o := range now {
-		if old, ok := before[ref]; !ok || old.Hash != o.Hash {
-			d.Set = append(d.Set, ref)
-		}
-	}
-	for ref := range before {
-		if _, ok := now[ref]; !ok {
-			d.Gone = append(d.Gone, ref)
-		}
-	}
-	slices.SortFunc(d.Set, mesh.Ref.Compare)
-	slices.SortFunc(d.Gone, mesh.Ref.Compare)
-	return d
-}
-
 // Objects is a set of desired objects by name.
 type Objects map[mesh.Ref]mesh.Object
 
 // Names lists the objects in order.
 func (o Objects) Names() []mesh.Ref { return slices.SortedFunc(maps.Keys(o), mesh.Ref.Compare) }
 
-// kind translates one kind of source for all clusters. The list of kinds below is the registry.
-type kind func(*mesh.Snapshot, *Result) error
-
 // All translates everything. An error means a fault in the translator, never in what people wrote.
-func All(s *mesh.Snapshot) (Result, error) {
-	r := Result{
-		Objects: map[mesh.ClusterName]Objects{}, Conditions: map[mesh.Ref][]mesh.Condition{}, Policies: map[mesh.Ref]mesh.PolicyReport{},
-		Workspaces: map[mesh.Ref]mesh.WorkspaceReport{}, Settings: map[mesh.Ref]mesh.SettingsReport{},
+func All(s *mesh.Snapshot) (Result, error) { return New().Next(s) }
+
+// sortRefs orders refs by their text, which is made once for each.
+func sortRefs(refs []mesh.Ref) {
+	if len(refs) < 2 {
+		return
 	}
-	for _, k := range []kind{membership, policies} {
-		if err := k(s, &r); err != nil {
-			return Result{}, err
-		}
+	texts := make(map[mesh.Ref]string, len(refs))
+	for _, r := range refs {
+		texts[r] = r.String()
 	}
-	for _, cs := range r.Conditions {
-		slices.SortFunc(cs, func(a, b mesh.Condition) int { return cmpText(a.Type, b.Type) })
-	}
-	r.Changed = map[mesh.ClusterName]Delta{}
-	for c, objects := range r.Objects {
-		r.Changed[c] = difference(nil, objects)
-	}
-	return r, nil
+	slices.SortFunc(refs, func(a, b mesh.Ref) int { return cmpText(texts[a], texts[b]) })
 }
 
 func cmpText(a, b string) int {
@@ -110,24 +58,6 @@ func cmpText(a, b string) int {
 		return 1
 	}
 	return 0
-}
-
-// add puts an object into a cluster's desired state. Two sources that want the same object are a fault.
-func (r *Result) add(c mesh.ClusterName, ref mesh.Ref, manifest any) error {
-	raw, err := json.Marshal(manifest)
-	if err != nil {
-		return fmt.Errorf("cluster %q: encode %s: %w", c, ref, err)
-	}
-	set := r.Objects[c]
-	if set == nil {
-		set = Objects{}
-		r.Objects[c] = set
-	}
-	if _, taken := set[ref]; taken {
-		return fmt.Errorf("cluster %q: two sources want %s", c, ref)
-	}
-	set[ref] = mesh.Object{Ref: ref, Manifest: raw, Hash: mesh.FingerprintOf(raw)}
-	return nil
 }
 
 // labels are those every translated object carries; the names are the product's.

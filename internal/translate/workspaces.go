@@ -5,8 +5,10 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/mesh"
 )
 
@@ -49,6 +51,13 @@ type fleet struct {
 	workspaces []*workspace
 	global     *mesh.WorkspaceSettings
 	settings   map[*mesh.WorkspaceSettings]mesh.SettingsReport
+
+	x       *indices
+	sets    map[setKey]*clientSet
+	silent  []*mesh.Cluster    // whose trust domain is not known
+	domains []mesh.TrustDomain // of the mesh
+	guard   sync.Mutex
+	near    map[string][]source // of isolation, by the workspaces that may call
 }
 
 func matchName(pattern, name string) bool {
@@ -90,7 +99,7 @@ func namespacesOf(s *mesh.Snapshot, c mesh.ClusterName, inv *mesh.Inventory) map
 }
 
 func newFleet(s *mesh.Snapshot) *fleet {
-	f := &fleet{s: s, claims: map[place]*claim{}, settings: map[*mesh.WorkspaceSettings]mesh.SettingsReport{}}
+	f := &fleet{s: s, claims: map[place]*claim{}, settings: map[*mesh.WorkspaceSettings]mesh.SettingsReport{}, x: newIndices(), sets: map[setKey]*clientSet{}, near: map[string][]source{}}
 	type member struct {
 		name   mesh.ClusterName
 		labels map[string]string
@@ -278,4 +287,33 @@ func (ws *workspace) isolated() bool {
 	}
 	i := ws.settings.Spec.Options.ServiceIsolation
 	return i != nil && i.Enabled && (i.EnforcementLayers == nil || i.EnforcementLayers.Mesh == nil || *i.EnforcementLayers.Mesh)
+}
+
+// neighbours are the ServiceAccounts of ws and of the workspaces that a Service of it is shared with.
+func (f *fleet) neighbours(ws *workspace, c mesh.ClusterName, svc *mesh.Service) []source {
+	var key strings.Builder
+	var callers []*workspace
+	for _, other := range f.workspaces {
+		if other == ws || sharedWith(ws, other, c, svc) {
+			callers = append(callers, other)
+			key.WriteString(other.name + "/")
+		}
+	}
+	f.guard.Lock()
+	defer f.guard.Unlock()
+	if out, ok := f.near[key.String()]; ok {
+		return out
+	}
+	found := map[mesh.Principal]bool{}
+	for _, w := range callers {
+		for p := range f.clients(w, &securityv2.ObjectSelector{}).accounts {
+			found[p] = true
+		}
+	}
+	var out []source
+	if len(found) > 0 {
+		out = []source{{Principals: sortedKeys(found)}}
+	}
+	f.near[key.String()] = out
+	return out
 }
