@@ -331,7 +331,9 @@ func TestPolicyRemembers(t *testing.T) {
 		t.Errorf("last drift: %v", d)
 	}
 	older := well()
-	older.outcome("c2", func(o *mesh.Outcome) { o.Drift = &mesh.Drift{Manager: "older", At: noon.Add(-time.Hour), Corrected: true} })
+	older.outcome("c2", func(o *mesh.Outcome) {
+		o.Drift = &mesh.Drift{Manager: "older", At: noon.Add(-time.Hour), Corrected: true}
+	})
 	if after, _ := older.next(before, noon); after.Clusters[1].LastDrift.Manager != "kubectl" {
 		t.Errorf("an older drift took the place of the last: %+v", after.Clusters[1].LastDrift)
 	}
