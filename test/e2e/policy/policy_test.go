@@ -196,11 +196,11 @@ func Test07AClusterThatIsAway(t *testing.T) {
 func Test08MistakesAreNamed(t *testing.T) {
 	page := strings.Replace(page, "name: billing-allow-payments", "name: mistaken", 1)
 	for mistake, want := range map[string]string{
-		strings.Replace(page, "allowedClients", "allowedClient", 1):                             "allowedClients",
-		strings.Replace(page, "required: true", `required: "true"`, 1):                          "quotes",
-		strings.Replace(page, "- serviceAccountSelector", "  serviceAccountSelector", 1):        "- ",
-		strings.Replace(page, "{ app: payments }", `{ app: "{{ .Values.app }}" }`, 1):           ".Values.app",
-		strings.Replace(page, "security.policy.gloo.solo.io/v2", "security.gloo.solo.io/v2", 1): "no matches for kind",
+		strings.Replace(page, "allowedClients", "allowedClient", 1):                                        "allowedClients",
+		strings.Replace(page, "required: true", `required: "true"`, 1):                                     "quotes",
+		strings.Replace(page, "- serviceAccountSelector:\n          labels: { app: payments }", "  {}", 1): "begin each entry with '- '",
+		strings.Replace(page, "{ app: payments }", `{ app: "{{ .Values.app }}" }`, 1):                      ".Values.app",
+		strings.Replace(page, "security.policy.gloo.solo.io/v2", "security.gloo.solo.io/v2", 1):            "no matches for kind",
 	} {
 		r := lab.Try(t, mistake)
 		if r.Code == 0 || !strings.Contains(r.Err, want) {
@@ -211,7 +211,7 @@ func Test08MistakesAreNamed(t *testing.T) {
 
 // changes is a script that writes n policies, changes and deletes some; the end is always the same.
 func changes(seed uint64, n int) string {
-	random := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // a reproducible choice
+	random := rand.New(rand.NewPCG(seed, 3))
 	var b strings.Builder
 	for i := range n {
 		client := []string{"app: payments", "app: billing", "account: reviews", "app: no-such-app"}[random.IntN(4)]
@@ -235,7 +235,7 @@ func Test09KilledAtRandomWhileMuchChanges(t *testing.T) {
 	const all = `for c in cluster-1 cluster-2 cluster-3; do echo "$c"; kubectl --context $c get authorizationpolicy,peerauthentication -A -o jsonpath='{range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name} {.spec}{"\n"}{end}' | sort; done`
 	script := changes(1, 200)
 	parts := strings.SplitAfter(script, "EOF\n")
-	random := rand.New(rand.NewPCG(7, 11)) //nolint:gosec // a reproducible choice
+	random := rand.New(rand.NewPCG(7, 11))
 	for i := 0; i < len(parts); i += 20 {
 		victim := []string{
 			`kubectl --context mgmt -n gloo-mesh delete pod -l app=gloo-mesh-mgmt-server --grace-period=0 --force --wait=false`,
