@@ -108,6 +108,9 @@ func (f *fleet) wait(what string, ok func() bool) {
 	}
 }
 
+// namespaces are what the Services are spread over.
+const namespaces = 50
+
 // join registers a cluster that runs so many Services, and starts its agent.
 func (f *fleet) join(name string, services int) *agent {
 	f.b.Helper()
@@ -115,9 +118,12 @@ func (f *fleet) join(name string, services int) *agent {
 	token := announce(f.b, f.client, f.ns, name, mesh.ClusterUID("uid-of-"+name))
 	a := startWith(f.b, f.cfg, name, mesh.ClusterUID("uid-of-"+name), &memory{id: relay.StoredIdentity{Roots: f.root, Token: token}})
 	a.report(shop()...)
+	for i := range min(services, namespaces) {
+		a.report(mesh.Namespace{Name: fmt.Sprintf("team-%d", i), Labels: map[string]string{"istio.io/dataplane-mode": "ambient"}})
+	}
 	for i := range services {
 		app := map[string]string{"app": fmt.Sprintf("svc-%d", i)}
-		a.report(mesh.Service{Namespace: "billing", Name: app["app"], Labels: app, Selector: app, Ports: []mesh.ServicePort{{Number: 8080}}})
+		a.report(mesh.Service{Namespace: fmt.Sprintf("team-%d", i%namespaces), Name: app["app"], Labels: app, Selector: app, Ports: []mesh.ServicePort{{Number: 8080}}})
 	}
 	return a
 }
