@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"slices"
 	"time"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
@@ -51,15 +52,7 @@ type Override struct {
 
 // In reports whether the override suspends its policy in c.
 func (o *Override) In(c ClusterName) bool {
-	if len(o.Clusters) == 0 {
-		return true
-	}
-	for _, n := range o.Clusters {
-		if n == c {
-			return true
-		}
-	}
-	return false
+	return len(o.Clusters) == 0 || slices.Contains(o.Clusters, c)
 }
 
 // PolicyReport is what translation concluded of one AccessPolicy.
