@@ -47,6 +47,21 @@ func Up(ctx context.Context) (*Lab, error) {
 	return l, nil
 }
 
+// Main runs a package's scenarios on one lab, which it puts into *lab.
+func Main(m *testing.M, lab **Lab) {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
+	defer cancel()
+	l, err := Up(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	*lab = l
+	code := m.Run()
+	l.Down()
+	os.Exit(code)
+}
+
 // Down takes the lab down if Up brought it up.
 func (l *Lab) Down() {
 	if !l.owned {

@@ -5,10 +5,8 @@
 package policy_test
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -20,19 +18,7 @@ import (
 
 var lab *e2e.Lab
 
-func TestMain(m *testing.M) {
-	var err error
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
-	if lab, err = e2e.Up(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		cancel()
-		os.Exit(1)
-	}
-	code := m.Run()
-	cancel()
-	lab.Down()
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { e2e.Main(m, &lab) }
 
 // page is the policy as the page has it.
 const page = `

@@ -4,9 +4,7 @@
 package register_test
 
 import (
-	"context"
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -19,19 +17,7 @@ import (
 
 var lab *e2e.Lab
 
-func TestMain(m *testing.M) {
-	var err error
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
-	if lab, err = e2e.Up(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		cancel()
-		os.Exit(1)
-	}
-	code := m.Run()
-	cancel()
-	lab.Down()
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { e2e.Main(m, &lab) }
 
 // existing lists every object of a cluster with its resourceVersion, save those that change by themselves: what the control plane beats and elects with.
 const existing = `
