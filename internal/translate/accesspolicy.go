@@ -216,6 +216,14 @@ func (at *placeWork) destinations(w *share) []*part {
 		p.services = append(p.services, sp)
 		w.guards += guards(svc, ports)
 	}
+	for _, p := range out { // Pods that are guarded for one Service's sake are so for the others', or those would be a way around
+		for i := range p.services {
+			j := slices.IndexFunc(at.n.Services, func(svc mesh.Service) bool { return svc.Name == p.services[i].name })
+			if p.services[i].ports != nil {
+				p.services[i].ports = mapped(&at.n.Services[j], p.ports, nil)
+			}
+		}
+	}
 	return out
 }
 
@@ -293,7 +301,7 @@ func (at *placeWork) podPorts(w *share, svc *mesh.Service, ports []int32) (out [
 // isolate adds the guards of a workspace with serviceIsolation, for what no policy guards of its Services.
 func (at *placeWork) isolate() {
 	ws := at.f.claims[place{at.c.Name, at.ns}].owner()
-	if !ws.isolated() {
+	if !ws.isolated() || at.ns == rootNamespace(at.c) {
 		return
 	}
 	taken := map[string]*taking{}

@@ -268,7 +268,8 @@ func strictness(m securityv2.TLSMode) int {
 	return slices.Index([]securityv2.TLSMode{"", securityv2.TLSDisable, securityv2.TLSPermissive, securityv2.TLSStrict}, m)
 }
 
-// authenticate writes one PeerAuthentication per selector: the strictest that any policy asks for.
+// authenticate writes one PeerAuthentication per selector. Only one holds for a Pod, the oldest of those that select it, whatever the others say; so each
+// asks for the STRICT of any that may select the same Pods. A Pod that only one selects may be guarded more strictly than asked for, never less.
 func (at *placeWork) authenticate() error {
 	groups := map[string][]int{}
 	for i, p := range at.parts {
@@ -278,36 +279,68 @@ func (at *placeWork) authenticate() error {
 	}
 	for _, k := range keys(groups) {
 		parts := groups[k]
-		whole := securityv2.TLSMode("")
-		byPort := map[int32]securityv2.TLSMode{}
-		for _, i := range parts {
-			p := at.parts[i]
-			if p.ports == nil || len(p.labels) == 0 {
-				whole = stricter(whole, p.mode)
-				continue
-			}
-			for _, port := range p.ports {
-				byPort[port] = stricter(byPort[port], p.mode)
-			}
-		}
-		spec := authenticationSpec{Selector: selectorOf(at.parts[parts[0]].labels)}
-		if whole != "" {
-			spec.MTLS = &mtls{string(whole)}
-		}
-		for _, port := range slices.Sorted(maps.Keys(byPort)) {
-			if mode := stricter(whole, byPort[port]); mode != whole {
-				if spec.PortLevel == nil {
-					spec.PortLevel = map[string]mtls{}
-				}
-				spec.PortLevel[strconv.Itoa(int(port))] = mtls{string(mode)}
-			}
-		}
 		first := at.parts[parts[0]]
-		if err := at.put(kindAuthentication, objectName(first.prefix, first.name, first.source.Namespace+"/"+first.source.Name+"|"+k+"|mtls"), parts, spec); err != nil {
+		own := slices.ContainsFunc(parts, func(i int) bool { return at.parts[i].mode == securityv2.TLSStrict })
+		if others := at.stricterThan(parts); own {
+			parts = append(parts, others...)
+		} else if len(others) > 0 {
+			for _, i := range parts {
+				if w := at.of[i]; w != nil {
+					w.unenforceable(fmt.Sprintf("%s of the Pods %s in namespace %s is not written, because %s asks for STRICT of Pods that may be the same", at.parts[i].mode, labelText(first.labels), at.ns, at.parts[others[0]].source.Name))
+				}
+			}
+			continue
+		}
+		name := objectName(first.prefix, first.name, first.source.Namespace+"/"+first.source.Name+"|"+k+"|mtls")
+		if err := at.put(kindAuthentication, name, parts, at.strictest(parts)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// stricterThan are other parts that ask for STRICT of Pods that these may select. One without a selector gives way to any with one.
+func (at *placeWork) stricterThan(parts []int) []int {
+	first := at.parts[parts[0]]
+	if len(first.labels) == 0 {
+		return nil
+	}
+	var out []int
+	for i, p := range at.parts {
+		if p.mode == securityv2.TLSStrict && !slices.Contains(parts, i) && mayOverlap(p.labels, first.labels) {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// strictest is the strictest that any of the parts asks for, of the Pods of the first.
+func (at *placeWork) strictest(parts []int) authenticationSpec {
+	spec := authenticationSpec{Selector: selectorOf(at.parts[parts[0]].labels)}
+	whole := securityv2.TLSMode("")
+	byPort := map[int32]securityv2.TLSMode{}
+	for _, i := range parts {
+		p := at.parts[i]
+		if p.ports == nil || spec.Selector == nil { // ports can't be told apart without a selector
+			whole = stricter(whole, p.mode)
+			continue
+		}
+		for _, port := range p.ports {
+			byPort[port] = stricter(byPort[port], p.mode)
+		}
+	}
+	if whole != "" {
+		spec.MTLS = &mtls{string(whole)}
+	}
+	for _, port := range slices.Sorted(maps.Keys(byPort)) {
+		if mode := stricter(whole, byPort[port]); mode != whole {
+			if spec.PortLevel == nil {
+				spec.PortLevel = map[string]mtls{}
+			}
+			spec.PortLevel[strconv.Itoa(int(port))] = mtls{string(mode)}
+		}
+	}
+	return spec
 }
 
 func stricter(a, b securityv2.TLSMode) securityv2.TLSMode {

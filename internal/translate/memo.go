@@ -138,6 +138,7 @@ func (t *Translator) renew(s *mesh.Snapshot, ch *changes) *changes {
 		}
 	}
 	t.f.observe()
+	t.f.domains = t.f.trustDomains()
 	return ch
 }
 
@@ -300,9 +301,6 @@ func (f *fleet) observe() {
 		if c := &f.s.Clusters[i]; c.Invalid == "" && trustDomain(c) == "" {
 			f.silent = append(f.silent, c)
 		}
-	}
-	if f.domains == nil {
-		f.domains = f.trustDomains()
 	}
 }
 

@@ -96,6 +96,10 @@ func (at *placeWork) find(w *policyWork) *share {
 	if len(sh.parts) == 0 && len(sh.notes) == 0 {
 		return nil
 	}
+	if len(sh.parts) > 0 && at.ns == rootNamespace(at.c) {
+		sh.parts, sh.guards = nil, 0
+		sh.unenforceable(fmt.Sprintf("namespace %s is Istio's root namespace: a policy there would hold in every namespace, so nothing is written", at.ns))
+	}
 	if len(sh.parts) > 0 {
 		sh.override = at.f.override(w.p.Source, at.c.Name)
 		if !inMesh(at.n.Labels) {

@@ -109,7 +109,11 @@ func newFleet(s *mesh.Snapshot) *fleet {
 	if len(s.Workspaces) > 0 {
 		for i := range s.Clusters {
 			c := &s.Clusters[i]
-			members = append(members, member{c.Name, c.Labels, namespacesOf(s, c.Name, c.Inventory)})
+			inv := c.Inventory
+			if c.Invalid != "" {
+				inv = nil // what it has counts nowhere
+			}
+			members = append(members, member{c.Name, c.Labels, namespacesOf(s, c.Name, inv)})
 		}
 		if s.ManagementCluster != "" && s.Cluster(mesh.ClusterName(s.ManagementCluster)) == nil {
 			management := mesh.ClusterName(s.ManagementCluster)
