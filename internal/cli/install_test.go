@@ -205,12 +205,16 @@ func (w *world) serve(c client.WithWatch) *atomic.Int32 {
 			*config.URL = server.URL + "/validate"
 			var m admissionv1.MutatingWebhookConfiguration
 			if c.Get(ctx, client.ObjectKey{Name: serverName}, &m) == nil && m.Webhooks[0].ClientConfig.URL == nil {
-				m.Webhooks[0].ClientConfig = config
+				for i := range m.Webhooks {
+					m.Webhooks[i].ClientConfig = config
+				}
 				_ = c.Update(ctx, &m)
 			}
 			var v admissionv1.ValidatingWebhookConfiguration
 			if c.Get(ctx, client.ObjectKey{Name: serverName}, &v) == nil && v.Webhooks[0].ClientConfig.URL == nil {
-				v.Webhooks[0].ClientConfig = config
+				for i := range v.Webhooks {
+					v.Webhooks[i].ClientConfig = config
+				}
 				_ = c.Update(ctx, &v)
 			}
 		}

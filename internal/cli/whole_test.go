@@ -187,12 +187,24 @@ func (w *world) route(to string) {
 		return true
 	}
 	var m admissionv1.MutatingWebhookConfiguration
-	if w.remote.Get(ctx, client.ObjectKey{Name: serverName}, &m) == nil && point(&m.Webhooks[0].ClientConfig) {
-		_ = w.remote.Update(ctx, &m)
+	if w.remote.Get(ctx, client.ObjectKey{Name: serverName}, &m) == nil {
+		changed := false
+		for i := range m.Webhooks {
+			changed = point(&m.Webhooks[i].ClientConfig) || changed
+		}
+		if changed {
+			_ = w.remote.Update(ctx, &m)
+		}
 	}
 	var v admissionv1.ValidatingWebhookConfiguration
-	if w.remote.Get(ctx, client.ObjectKey{Name: serverName}, &v) == nil && point(&v.Webhooks[0].ClientConfig) {
-		_ = w.remote.Update(ctx, &v)
+	if w.remote.Get(ctx, client.ObjectKey{Name: serverName}, &v) == nil {
+		changed := false
+		for i := range v.Webhooks {
+			changed = point(&v.Webhooks[i].ClientConfig) || changed
+		}
+		if changed {
+			_ = w.remote.Update(ctx, &v)
+		}
 	}
 }
 
