@@ -175,7 +175,7 @@ func (o *oracle) plain(at place, labels map[string]string, port string) bounds {
 			continue
 		}
 		if s.onPod(port) {
-			b = b.and(bounds{false, s.loose || openStrict})
+			b = b.and(bounds{false, s.loose})
 		}
 		for _, other := range o.strict[at] {
 			b.must = b.must && (contains(labels, other.selector) || contradict(s.selector, other.selector)) && !s.loose && !other.loose

@@ -109,7 +109,7 @@ func universeOf(s *mesh.Snapshot) universe {
 	if strings.Contains(text, "allowedRemoteIpBlocks") {
 		u.requests = append(u.requests, conn{method: "GET", path: "/x", remoteIP: "10.9.9.9"})
 	}
-	if strings.Contains(text, "requestPrincipals") {
+	if strings.Contains(text, "equestPrincipals") {
 		u.requests = append(u.requests, conn{method: "GET", path: "/x", remoteIP: "10.1.1.1", jwt: "iss/sub"}, conn{method: "GET", path: "/x", remoteIP: "10.1.1.1", jwt: "iss/other"})
 	}
 	return u
