@@ -26,6 +26,10 @@ type part struct {
 	entries  []resolved
 	mode     securityv2.TLSMode // empty: not said
 	missing  string             // a waypoint that is named and not there
+
+	selector string   // selectorKey of labels
+	ref      mesh.Ref // of its AuthorizationPolicy for the Pods, once there is one
+	peerName string   // of the PeerAuthentication of which it is the first part, once asked for
 }
 
 type service struct {
@@ -39,8 +43,18 @@ func (p *part) key() string {
 	if p.waypoint != nil {
 		w = p.waypoint.Namespace + "/" + p.waypoint.Name
 	}
-	return selectorKey(p.labels) + w
+	return p.podKey() + w
 }
+
+func (p *part) podKey() string {
+	if p.selector == "" {
+		p.selector = selectorKey(p.labels)
+	}
+	return p.selector
+}
+
+// plain: its AuthorizationPolicy depends on nothing but itself, as long as all parts of the namespace are so.
+func (p *part) plain() bool { return p.ports == nil && p.only == nil && p.waypoint == nil }
 
 // policyWork is a policy on its way through.
 type policyWork struct {

@@ -13,8 +13,10 @@ import (
 
 // emit writes the objects of one namespace of one cluster, over all that is guarded there.
 func (at *placeWork) emit() error {
+	plain := !slices.ContainsFunc(at.parts, func(p *part) bool { return !p.plain() })
+	at.plain = plain && at.before.plain
 	for i, p := range at.parts {
-		if p.authz {
+		if p.authz && !at.reuse(i) {
 			if err := at.authorize(i); err != nil {
 				return err
 			}
@@ -24,6 +26,21 @@ func (at *placeWork) emit() error {
 		}
 	}
 	return at.authenticate()
+}
+
+// reuse keeps a part's AuthorizationPolicy where it can't be another than before.
+func (at *placeWork) reuse(i int) bool {
+	p, sh := at.parts[i], at.of[i]
+	if !at.plain || sh == nil || sh.added || slices.ContainsFunc(p.entries, func(e resolved) bool { return len(e.l7) > 0 }) {
+		return false
+	}
+	old := at.before.written[p.ref]
+	if old == nil {
+		return false
+	}
+	at.written[p.ref] = old
+	sh.objects = append(sh.objects, p.ref)
+	return true
 }
 
 // authorize writes the AuthorizationPolicies of one part.
@@ -226,6 +243,9 @@ func (e *resolved) rule(ports, only []int32) (rule, bool) {
 func (at *placeWork) write(i int, target string, spec authorizationSpec) error {
 	p := at.parts[i]
 	name := objectName(p.prefix, p.name, p.source.Namespace+"/"+p.source.Name+"|"+p.key()+"|"+target)
+	if target == "" {
+		p.ref = mesh.Ref{Group: istioGroup, Version: istioVersion, Kind: kindAuthorization, Namespace: at.ns, Name: name}
+	}
 	return at.put(kindAuthorization, name, []int{i}, spec)
 }
 
@@ -274,7 +294,7 @@ func (at *placeWork) authenticate() error {
 	groups := map[string][]int{}
 	for i, p := range at.parts {
 		if p.mode != "" {
-			groups[selectorKey(p.labels)] = append(groups[selectorKey(p.labels)], i)
+			groups[p.podKey()] = append(groups[p.podKey()], i)
 		}
 	}
 	for _, k := range keys(groups) {
@@ -291,8 +311,10 @@ func (at *placeWork) authenticate() error {
 			}
 			continue
 		}
-		name := objectName(first.prefix, first.name, first.source.Namespace+"/"+first.source.Name+"|"+k+"|mtls")
-		if err := at.put(kindAuthentication, name, parts, at.strictest(parts)); err != nil {
+		if first.peerName == "" {
+			first.peerName = objectName(first.prefix, first.name, first.source.Namespace+"/"+first.source.Name+"|"+k+"|mtls")
+		}
+		if err := at.put(kindAuthentication, first.peerName, parts, at.strictest(parts)); err != nil {
 			return err
 		}
 	}

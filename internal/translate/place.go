@@ -61,6 +61,7 @@ type written struct {
 type placeState struct {
 	shares    []*share // in the order of the policies
 	written   map[mesh.Ref]*written
+	plain     bool // every part was
 	waypoints bool // something here is guarded by a waypoint
 	isolated  bool
 	counts    counts
@@ -80,6 +81,7 @@ type placeWork struct {
 	have    Objects // the cluster's, from the round before
 	written map[mesh.Ref]*written
 	set     []mesh.Object
+	plain   bool // all parts are, and were
 }
 
 // find is what w has here; nil: nothing.
@@ -139,6 +141,7 @@ func (at *placeWork) run(shares []*share) (*placeState, error) {
 		sh.settle(before[i])
 	}
 	now := &placeState{shares: shares, written: at.written, isolated: at.f.claims[place{at.c.Name, at.ns}].owner().isolated()}
+	now.plain = !slices.ContainsFunc(at.parts, func(p *part) bool { return !p.plain() })
 	now.waypoints = slices.ContainsFunc(at.parts, func(p *part) bool { return p.waypoint != nil })
 	return now, nil
 }

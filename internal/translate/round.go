@@ -1,6 +1,7 @@
 package translate
 
 import (
+	"errors"
 	"maps"
 	"reflect"
 	"runtime"
@@ -153,14 +154,18 @@ func (r *round) work() error {
 	}
 	maps.DeleteFunc(t.clusters, func(c mesh.ClusterName, _ *clusterState) bool { return !valid[c] })
 	r.deltas = map[mesh.ClusterName]Delta{}
-	for i := range r.s.Clusters {
-		if c := &r.s.Clusters[i]; c.Invalid == "" {
-			if err := r.objects(c); err != nil {
-				return err
-			}
+	deltas, errs := make([]Delta, len(r.s.Clusters)), make([]error, len(r.s.Clusters))
+	sideBySide(len(deltas), func(i int) {
+		if c := &r.s.Clusters[i]; valid[c.Name] {
+			deltas[i], errs[i] = r.objects(c, t.clusters[c.Name])
+		}
+	})
+	for i, d := range deltas {
+		if len(d.Set)+len(d.Gone) > 0 {
+			r.deltas[r.s.Clusters[i].Name] = d
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // sideBySide runs n jobs on all processors.
@@ -289,9 +294,7 @@ func (sh *share) forget() {
 }
 
 // objects brings a cluster's objects up to date. The map that was handed out before stays as it is.
-func (r *round) objects(c *mesh.Cluster) error {
-	st := r.t.clusters[c.Name]
-	var d Delta
+func (r *round) objects(c *mesh.Cluster, st *clusterState) (d Delta, err error) {
 	var set []mesh.Object
 	var gone []mesh.Ref
 	for _, t := range r.tasks[c.Name] {
@@ -300,7 +303,7 @@ func (r *round) objects(c *mesh.Cluster) error {
 	if k := memberOf(r.s, c); st.objects == nil || k != st.member {
 		o, err := k.object()
 		if err != nil {
-			return err
+			return d, err
 		}
 		if ref := st.member.ref(); st.objects != nil && ref != o.Ref {
 			gone = append(gone, ref)
@@ -311,7 +314,7 @@ func (r *round) objects(c *mesh.Cluster) error {
 		st.member = k
 	}
 	if st.objects != nil && len(set)+len(gone) == 0 {
-		return nil
+		return d, nil
 	}
 	now := maps.Clone(st.objects)
 	if now == nil {
@@ -328,10 +331,7 @@ func (r *round) objects(c *mesh.Cluster) error {
 	sortRefs(d.Set)
 	sortRefs(d.Gone)
 	st.objects = now
-	if len(d.Set)+len(d.Gone) > 0 {
-		r.deltas[c.Name] = d
-	}
-	return nil
+	return d, nil
 }
 
 // result puts together what is to be told.

@@ -40,7 +40,8 @@ func All(s *mesh.Snapshot) (Result, error) { return New().Next(s) }
 
 // sortRefs orders refs by their text, which is made once for each.
 func sortRefs(refs []mesh.Ref) {
-	if len(refs) < 2 {
+	if len(refs) < 16 {
+		slices.SortFunc(refs, mesh.Ref.Compare)
 		return
 	}
 	texts := make(map[mesh.Ref]string, len(refs))
