@@ -49,7 +49,9 @@ type loop struct {
 	snapshot *mesh.Snapshot // translated last; nil: translate anew
 	result   translate.Result
 
-	known  map[mesh.ClusterName]string // registered, as of the last round: name to metadata.uid
+	first  firstSeen
+	kept   map[mesh.ClusterName]map[mesh.Ref]bool // not published in the last round
+	known  map[mesh.ClusterName]string            // registered, as of the last round: name to metadata.uid
 	sent   map[mesh.ClusterName]sent
 	warmth translate.Warmth
 	wake   time.Time // when an override ends; zero: none does
@@ -149,6 +151,9 @@ func (l *loop) once(ctx context.Context) error {
 		return fmt.Errorf("translate: %w", err)
 	}
 	l.snapshot, l.result = snap, result
+	if l.first == nil {
+		l.first = seen(snap)
+	}
 	l.metrics.translation.Observe(time.Since(translated).Seconds())
 	published := l.publish(snap, &result)
 	for _, d := range result.Changed {
@@ -243,6 +248,17 @@ func (l *loop) publish(snap *mesh.Snapshot, result *translate.Result) error {
 			l.sent[c] = s
 		}
 	}
+	var kept map[mesh.ClusterName]map[mesh.Ref]bool
+	if w.Add && !w.Remove {
+		kept = l.first.kept(snap, result)
+	}
+	for c, s := range l.sent {
+		if !maps.Equal(kept[c], l.kept[c]) {
+			s.whole = false
+			l.sent[c] = s
+		}
+	}
+	l.kept = kept
 	var errs []error
 	for c, objects := range result.Objects {
 		s := l.sent[c]
@@ -258,9 +274,9 @@ func (l *loop) publish(snap *mesh.Snapshot, result *translate.Result) error {
 		var err error
 		switch {
 		case !s.whole || s.complete != complete:
-			err = l.hub.Publish(c, items(objects, nil), complete)
+			err = l.hub.Publish(c, without(items(objects, nil), kept[c]), complete)
 		case differs:
-			err = l.hub.Update(c, items(objects, delta.Set), keys(delta.Gone), complete)
+			err = l.hub.Update(c, without(items(objects, delta.Set), kept[c]), keys(delta.Gone), complete)
 		default:
 			continue
 		}
@@ -285,6 +301,14 @@ func keys(refs []mesh.Ref) []synclog.Key {
 		out[i] = key(ref)
 	}
 	return out
+}
+
+// without takes the items of refs out.
+func without(items map[synclog.Key][]byte, refs map[mesh.Ref]bool) map[synclog.Key][]byte {
+	for ref := range refs {
+		delete(items, key(ref))
+	}
+	return items
 }
 
 // items are those objects as the relay carries them; only nil: all.
