@@ -164,9 +164,25 @@ func (at *placeWork) workloads(w *share) []*part {
 		if k := selectorKey(sel.Labels); seen[k] == nil {
 			seen[k] = at.part(w, sel.Labels)
 			out = append(out, seen[k])
+			if seen[k].authz {
+				at.strangers(w, sel.Labels)
+			}
 		}
 	}
 	return out
+}
+
+// strangers says which calls workloads will refuse though their clients are allowed: a waypoint hands them on under its own name.
+func (at *placeWork) strangers(w *share, labels map[string]string) {
+	for i := range at.n.Services {
+		svc := &at.n.Services[i]
+		if len(svc.Selector) == 0 || !mayOverlap(svc.Selector, labels) {
+			continue
+		}
+		if g := waypointOf(at.c.Inventory, at.n, at.ns, svc).gateway; g != nil {
+			w.unenforceable(fmt.Sprintf("what reaches the Pods through waypoint %s/%s of Service %s/%s is refused, since they see the waypoint and not the client: use applyToDestinations", g.Namespace, g.Name, at.ns, svc.Name))
+		}
+	}
 }
 
 func (at *placeWork) part(w *share, labels map[string]string) *part {

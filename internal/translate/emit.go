@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
@@ -144,7 +145,7 @@ func (at *placeWork) noWaypoint(p *part, l7 []resolved) string {
 	if p.missing != "" {
 		why = fmt.Sprintf("its waypoint %s is missing", p.missing)
 	}
-	return fmt.Sprintf("%v of entry %d can only be checked by a waypoint, and %s has none (%s): nothing is allowed by that entry", l7[0].l7, l7[0].index, what, why)
+	return fmt.Sprintf("%s of entry %d can only be checked by a waypoint, and %s has none (%s): nothing is allowed by that entry", strings.Join(l7[0].l7, ", "), l7[0].index, what, why)
 }
 
 // rules are those for the Pods.

@@ -275,7 +275,7 @@ func (f *fleet) adopt(again *fleet, ch *changes, look map[place]bool) {
 	mine := map[*workspace]*workspace{}
 	for i, ws := range again.workspaces {
 		mine[ws] = f.workspaces[i]
-		ch.clusters = ch.clusters || !maps.Equal(f.workspaces[i].clusters, ws.clusters)
+		ch.clusters = ch.clusters || !maps.Equal(f.workspaces[i].clusters, ws.clusters) || !slices.Equal(f.workspaces[i].conflicts, ws.conflicts)
 		f.workspaces[i].places, f.workspaces[i].clusters, f.workspaces[i].conflicts = ws.places, ws.clusters, ws.conflicts
 	}
 	before := f.claims

@@ -77,6 +77,8 @@ func (w *policyWork) resolved(namespaces int) mesh.Condition {
 	c := mesh.Condition{Type: securityv2.ConditionResolved, Status: mesh.False}
 	nobody := len(w.res.entries) > 0 && !slices.ContainsFunc(w.res.entries, func(e resolved) bool { return len(e.sources) > 0 })
 	switch {
+	case namespaces == 0 && !layerOff(w.p) && w.excuse() != "":
+		c.Reason, c.Message = securityv2.ReasonNoDestinations, "what is selected can't be guarded: "+w.excuse()
 	case namespaces == 0 && !layerOff(w.p):
 		c.Reason, c.Message = securityv2.ReasonNoDestinations, "no Service or workload in any cluster is selected, so nothing is guarded: compare applyToDestinations with the labels of the Services (not of their Pods)"
 	case nobody:
@@ -94,6 +96,20 @@ func (w *policyWork) resolved(namespaces int) mesh.Condition {
 		c.Status, c.Reason, c.Message = mesh.True, securityv2.ReasonResolved, "destinations and clients are found"
 	}
 	return c
+}
+
+// excuse says why nothing is guarded, other than that nothing is selected; empty: no such reason.
+func (w *policyWork) excuse() string {
+	var notes []string
+	for i := range w.scope.f.s.Clusters {
+		for _, sh := range w.shares[w.scope.f.s.Clusters[i].Name] {
+			notes = append(notes, sh.notes...)
+		}
+	}
+	if len(notes) == 0 && w.scope.ws != nil {
+		notes = w.scope.ws.conflicts
+	}
+	return some(notes)
 }
 
 func joinNames(names []mesh.ClusterName) string {
