@@ -192,7 +192,9 @@ func (o *oracle) serviceCall(at place, svc string, port mesh.ServicePort, labels
 	n := 0
 	for _, g := range o.guards[at] {
 		if g.service == svc && g.onService(port.Number) {
-			own = own.or(g.allows(c))
+			said := g.allows(c)
+			said.must = said.must && (g.sure == nil || g.sure[target(port)])
+			own = own.or(said)
 			n++
 		}
 	}

@@ -65,13 +65,22 @@ func (o *oracle) isolate(ws *mesh.Workspace, at place, c *mesh.Cluster, ns *mesh
 			g.loose = true // loose: whether a policy on workloads takes the place of isolation
 		}
 	}
-	for _, other := range o.guards[at] {
-		// Loose: what remains of isolation where a policy guards all of the same Pods for another Service's sake.
-		g.loose = g.loose || len(g.except) > 0 && other.policy.Name != "" && other.ports == nil && !contradict(svc.Selector, other.selector)
-	}
 	for _, p := range svc.Ports {
+		if g.except[target(p)] {
+			g.svcExcept[p.Number] = true // another port of the Service that leads to what the policy guards
+		}
 		if g.sure != nil {
 			g.sure[target(p)] = true
+		}
+	}
+	for _, other := range o.guards[at] {
+		if g.sure == nil || other.policy.Name == "" || contradict(svc.Selector, other.selector) {
+			continue
+		}
+		// Loose: what remains of isolation where a policy guards the same Pods for another Service's sake.
+		g.loose = g.loose || other.ports == nil
+		for port := range other.ports {
+			delete(g.sure, port)
 		}
 	}
 	names := map[string]bool{}
