@@ -13,10 +13,7 @@ import (
 
 // part is what one policy (or a workspace's isolation) guards in one namespace of a cluster: the Pods of one selector.
 type part struct {
-	source   mesh.Ref
-	prefix   string // of the objects' names
-	name     string
-	ws       string
+	*origin
 	labels   map[string]string // Pods; empty: every Pod of the namespace
 	ports    []int32           // of the Pods; nil: all
 	only     []int32           // of the Pods: every port is guarded, and these alone are allowed by the entries; nil: no such restriction
@@ -27,9 +24,17 @@ type part struct {
 	mode     securityv2.TLSMode // empty: not said
 	missing  string             // a waypoint that is named and not there
 
-	selector string   // selectorKey of labels
-	ref      mesh.Ref // of its AuthorizationPolicy for the Pods, once there is one
-	peerName string   // of the PeerAuthentication of which it is the first part, once asked for
+	selector string // selectorKey of labels
+	podName  string // of its AuthorizationPolicy for the Pods, once there is one
+	peerName string // of the PeerAuthentication of which it is the first part, once asked for
+}
+
+// origin is what parts come from. There are many parts of few.
+type origin struct {
+	source mesh.Ref
+	prefix string // of the objects' names
+	name   string
+	ws     string
 }
 
 type service struct {
@@ -64,6 +69,8 @@ type policyWork struct {
 	scope  scope
 	res    resolution
 	bad    bool // not translated
+	origin *origin
+	open   []rule // of the entries that need no waypoint, on all ports
 	shares map[mesh.ClusterName][]*share
 }
 
@@ -94,6 +101,8 @@ func begin(f *fleet, p *mesh.AccessPolicy) *policyWork {
 		return refuse(securityv2.ReasonInvalid, fmt.Sprintf("workspace %s has serviceIsolation: use applyToDestinations, since isolation can't know what applyToWorkloads replaces", w.report.Workspace))
 	}
 	w.res = w.scope.resolve(p)
+	w.origin = &origin{source: p.Source, prefix: "accesspolicy", name: p.Source.Name, ws: w.report.Workspace}
+	w.open = anyPort(l4(w.res.entries))
 	return w
 }
 
@@ -186,7 +195,7 @@ func (at *placeWork) strangers(w *share, labels map[string]string) {
 }
 
 func (at *placeWork) part(w *share, labels map[string]string) *part {
-	p := &part{source: w.p.Source, prefix: "accesspolicy", name: w.p.Source.Name, ws: w.report.Workspace, labels: labels, entries: w.res.entries}
+	p := &part{origin: w.origin, labels: labels, entries: w.res.entries}
 	if c := w.p.Spec.Config; c != nil {
 		p.mode = tlsMode(c.Authn)
 		p.authz = len(w.res.entries) > 0 // dry runs alone enforce nothing
@@ -353,7 +362,7 @@ func (at *placeWork) isolate() {
 			continue
 		}
 		p := &part{
-			source: ws.Source, prefix: "isolation", name: ws.name, ws: ws.name, labels: svc.Selector, authz: true, mode: securityv2.TLSStrict,
+			origin: &origin{source: ws.Source, prefix: "isolation", name: ws.name, ws: ws.name}, labels: svc.Selector, authz: true, mode: securityv2.TLSStrict,
 			services: []service{{name: svc.Name}}, entries: []resolved{{authz: &securityv2.Authorization{}, sources: at.f.neighbours(ws, at.c.Name, svc)}},
 		}
 		if t != nil {

@@ -2,6 +2,7 @@ package translate_test
 
 import (
 	"fmt"
+	"maps"
 	"runtime"
 	"testing"
 
@@ -75,14 +76,17 @@ func BenchmarkFull(b *testing.B) {
 	sizes(b, func(b *testing.B, clusters int) {
 		s := large(clusters, 500)
 		var r translate.Result
+		var t *translate.Translator
 		for b.Loop() {
 			var err error
-			if r, err = translate.New().Next(s); err != nil {
+			t = translate.New()
+			if r, err = t.Next(s); err != nil {
 				b.Fatal(err)
 			}
 		}
 		heap(b)
 		runtime.KeepAlive(r)
+		runtime.KeepAlive(t)
 	})
 }
 
@@ -105,6 +109,7 @@ func BenchmarkOnePolicyChange(b *testing.B) {
 			}
 		}
 		heap(b)
+		runtime.KeepAlive(t)
 	})
 }
 
@@ -123,9 +128,7 @@ func BenchmarkOneAccountChange(b *testing.B) {
 			next.Clusters = append([]mesh.Cluster(nil), s.Clusters...)
 			inv := *next.Clusters[3].Inventory
 			spaces := map[string]*mesh.NamespaceInventory{}
-			for k, v := range inv.Namespaces {
-				spaces[k] = v
-			}
+			maps.Copy(spaces, inv.Namespaces)
 			one := *spaces["team-0"]
 			one.ServiceAccounts = append(append([]mesh.ServiceAccount(nil), one.ServiceAccounts...),
 				mesh.ServiceAccount{Namespace: "team-0", Name: fmt.Sprintf("new-%d", i), Labels: map[string]string{"app": "app-5"}})
@@ -137,5 +140,6 @@ func BenchmarkOneAccountChange(b *testing.B) {
 			}
 		}
 		heap(b)
+		runtime.KeepAlive(t)
 	})
 }

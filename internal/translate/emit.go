@@ -14,8 +14,7 @@ import (
 
 // emit writes the objects of one namespace of one cluster, over all that is guarded there.
 func (at *placeWork) emit() error {
-	plain := !slices.ContainsFunc(at.parts, func(p *part) bool { return !p.plain() })
-	at.plain = plain && at.before.plain
+	at.plain = !slices.ContainsFunc(at.parts, func(p *part) bool { return !p.plain() })
 	for i, p := range at.parts {
 		if p.authz && !at.reuse(i) {
 			if err := at.authorize(i); err != nil {
@@ -32,34 +31,33 @@ func (at *placeWork) emit() error {
 // reuse keeps a part's AuthorizationPolicy where it can't be another than before.
 func (at *placeWork) reuse(i int) bool {
 	p, sh := at.parts[i], at.of[i]
-	if !at.plain || sh == nil || sh.added || slices.ContainsFunc(p.entries, func(e resolved) bool { return len(e.l7) > 0 }) {
+	if !at.plain || !at.before.plain || sh == nil || sh.added || slices.ContainsFunc(p.entries, func(e resolved) bool { return len(e.l7) > 0 }) {
 		return false
 	}
-	old := at.before.written[p.ref]
+	ref := at.ref(kindAuthorization, p.podName)
+	old := at.before.written[ref]
 	if old == nil {
 		return false
 	}
-	at.written[p.ref] = old
-	sh.objects = append(sh.objects, p.ref)
+	at.written[ref] = old
+	sh.objects = append(sh.objects, objectID{kindAuthorization, p.podName})
 	return true
 }
 
 // authorize writes the AuthorizationPolicies of one part.
 func (at *placeWork) authorize(i int) error {
 	p, w := at.parts[i], at.of[i]
-	var l4, l7 []resolved
-	for _, e := range p.entries {
-		if len(e.l7) > 0 {
-			l7 = append(l7, e)
-		} else {
-			l4 = append(l4, e)
-		}
-	}
 	if p.waypoint == nil {
-		if len(l7) > 0 && w != nil {
-			w.unenforceable(at.noWaypoint(p, l7))
+		if j := slices.IndexFunc(p.entries, func(e resolved) bool { return len(e.l7) > 0 }); j >= 0 && w != nil {
+			w.unenforceable(at.noWaypoint(p, &p.entries[j]))
 		}
-		return at.write(i, "", authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels), Rules: at.rules(i, l4)})
+		spec := authorizationSpec{Action: "ALLOW", Selector: selectorOf(p.labels)}
+		if w != nil && p.plain() {
+			spec.Rules = w.open
+		} else {
+			spec.Rules = at.rules(i, l4(p.entries))
+		}
+		return at.write(i, "", spec)
 	}
 	// Behind a waypoint the Pods see the waypoint's identity only: they take nobody else, and the waypoint asks who the client is.
 	var doors []mesh.Principal
@@ -136,7 +134,7 @@ func mapped(svc *mesh.Service, pods, without []int32) []int32 {
 	return out
 }
 
-func (at *placeWork) noWaypoint(p *part, l7 []resolved) string {
+func (at *placeWork) noWaypoint(p *part, e *resolved) string {
 	what := "Pods of " + labelText(p.labels)
 	if len(p.services) > 0 {
 		what = "Service " + at.ns + "/" + p.services[0].name
@@ -145,7 +143,23 @@ func (at *placeWork) noWaypoint(p *part, l7 []resolved) string {
 	if p.missing != "" {
 		why = fmt.Sprintf("its waypoint %s is missing", p.missing)
 	}
-	return fmt.Sprintf("%s of entry %d can only be checked by a waypoint, and %s has none (%s): nothing is allowed by that entry", strings.Join(l7[0].l7, ", "), l7[0].index, what, why)
+	return fmt.Sprintf("%s of entry %d can only be checked by a waypoint, and %s has none (%s): nothing is allowed by that entry", strings.Join(e.l7, ", "), e.index, what, why)
+}
+
+// l4 are the entries that need no waypoint.
+func l4(entries []resolved) []resolved {
+	return slices.DeleteFunc(slices.Clone(entries), func(e resolved) bool { return len(e.l7) > 0 })
+}
+
+// anyPort are the rules of entries for every port.
+func anyPort(entries []resolved) []rule {
+	var out []rule
+	for _, e := range entries {
+		if ru, ok := e.rule(nil, nil); ok {
+			out = append(out, ru)
+		}
+	}
+	return out
 }
 
 // rules are those for the Pods.
@@ -245,7 +259,7 @@ func (at *placeWork) write(i int, target string, spec authorizationSpec) error {
 	p := at.parts[i]
 	name := objectName(p.prefix, p.name, p.source.Namespace+"/"+p.source.Name+"|"+p.key()+"|"+target)
 	if target == "" {
-		p.ref = mesh.Ref{Group: istioGroup, Version: istioVersion, Kind: kindAuthorization, Namespace: at.ns, Name: name}
+		p.podName = name
 	}
 	return at.put(kindAuthorization, name, []int{i}, spec)
 }
@@ -253,8 +267,8 @@ func (at *placeWork) write(i int, target string, spec authorizationSpec) error {
 // put adds an object that serves the parts; the first gives it its labels.
 func (at *placeWork) put(kind, name string, parts []int, spec any) error {
 	p := at.parts[parts[0]]
-	ref := mesh.Ref{Group: istioGroup, Version: istioVersion, Kind: kind, Namespace: at.ns, Name: name}
-	o := &written{source: p.source, workspace: p.ws, spec: spec}
+	id := objectID{kind, name}
+	o := &written{origin: p.origin, spec: spec}
 	var held *mesh.Override
 	all := true
 	for _, i := range parts {
@@ -263,8 +277,8 @@ func (at *placeWork) put(kind, name string, parts []int, spec any) error {
 			all = false
 			continue
 		}
-		if !slices.Contains(w.objects, ref) {
-			w.objects = append(w.objects, ref)
+		if !slices.Contains(w.objects, id) {
+			w.objects = append(w.objects, id)
 		}
 		switch {
 		case w.override == nil:
@@ -282,7 +296,7 @@ func (at *placeWork) put(kind, name string, parts []int, spec any) error {
 			securityv2.AnnotationHoldUntil: held.Until.UTC().Format(time.RFC3339), securityv2.AnnotationHoldReason: reason,
 		}
 	}
-	return at.keep(ref, o)
+	return at.keep(at.ref(kind, name), o)
 }
 
 func strictness(m securityv2.TLSMode) int {

@@ -18,7 +18,7 @@ type share struct {
 	notes    []string // why it can't be enforced
 	selected int      // of notes: those of selecting; the rest is of emitting
 	override *mesh.Override
-	objects  []mesh.Ref
+	objects  []objectID
 	widened  []string
 	added    bool // in this round
 	altered  bool // by this round's emitting
@@ -30,10 +30,19 @@ func (sh *share) unenforceable(why string) {
 	}
 }
 
+// objectID names an object of a namespace.
+type objectID struct{ kind, name string }
+
+func (o objectID) ref(namespace string) mesh.Ref {
+	return mesh.Ref{Group: istioGroup, Version: istioVersion, Kind: o.kind, Namespace: namespace, Name: o.name}
+}
+
+func (at *placeWork) ref(kind, name string) mesh.Ref { return objectID{kind, name}.ref(at.ns) }
+
 // outcome is what emitting adds to a share.
 type outcome struct {
 	notes, widened []string
-	objects        []mesh.Ref
+	objects        []objectID
 }
 
 // rewind takes back what emitting added, and returns it. What was handed out is not touched.
@@ -51,8 +60,7 @@ func (sh *share) settle(before outcome) {
 // written is what an object was made of, so that the same need not be encoded again.
 type written struct {
 	parent      string
-	source      mesh.Ref
-	workspace   string
+	origin      *origin
 	annotations map[string]string
 	spec        any
 }
@@ -81,7 +89,8 @@ type placeWork struct {
 	have    Objects // the cluster's, from the round before
 	written map[mesh.Ref]*written
 	set     []mesh.Object
-	plain   bool // all parts are, and were
+	plain   bool // all parts are
+	blank   *written
 }
 
 // find is what w has here; nil: nothing.
@@ -125,6 +134,7 @@ func (f *fleet) override(policy mesh.Ref, c mesh.ClusterName) *mesh.Override {
 
 // run emits the namespace: its shares are selected already.
 func (at *placeWork) run(shares []*share) (*placeState, error) {
+	at.blank = &written{}
 	at.written = make(map[mesh.Ref]*written, len(at.before.written))
 	before := make([]outcome, len(shares))
 	for i, sh := range shares {
@@ -141,7 +151,7 @@ func (at *placeWork) run(shares []*share) (*placeState, error) {
 		sh.settle(before[i])
 	}
 	now := &placeState{shares: shares, written: at.written, isolated: at.f.claims[place{at.c.Name, at.ns}].owner().isolated()}
-	now.plain = !slices.ContainsFunc(at.parts, func(p *part) bool { return !p.plain() })
+	now.plain = at.plain
 	now.waypoints = slices.ContainsFunc(at.parts, func(p *part) bool { return p.waypoint != nil })
 	return now, nil
 }
@@ -159,8 +169,11 @@ func (at *placeWork) keep(ref mesh.Ref, w *written) error {
 			return nil
 		}
 	}
-	l := labels(at.c.Name, w.source, w.parent)
-	l["context.mesh.gloo.solo.io/workspace"] = w.workspace
+	if at.plain && ref.Kind == kindAuthorization { // it is taken over as it is while its part is the same; else it is cheaper to encode it than to remember what it was made of
+		at.written[ref] = at.blank
+	}
+	l := labels(at.c.Name, w.origin.source, w.parent)
+	l["context.mesh.gloo.solo.io/workspace"] = w.origin.ws
 	raw, err := json.Marshal(istioObject{
 		APIVersion: istioGroup + "/" + istioVersion, Kind: ref.Kind, Metadata: objectMeta{Name: ref.Name, Namespace: ref.Namespace, Labels: l, Annotations: w.annotations}, Spec: w.spec,
 	})

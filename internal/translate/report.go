@@ -36,7 +36,9 @@ func (w *policyWork) finish() mesh.PolicyReport {
 				r.Namespaces++
 			}
 			r.DestinationPorts += sh.guards
-			one.Objects = append(one.Objects, sh.objects...)
+			for _, o := range sh.objects {
+				one.Objects = append(one.Objects, o.ref(sh.at.namespace))
+			}
 			one.Widened = append(one.Widened, sh.widened...)
 			notes = append(notes, sh.notes...)
 			if sh.override != nil {
