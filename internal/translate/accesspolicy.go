@@ -24,6 +24,7 @@ type part struct {
 	mode     securityv2.TLSMode // empty: not said
 	missing  string             // a waypoint that is named and not there
 
+	twin     string // tells apart parts of one origin for the same Pods
 	selector string // selectorKey of labels
 	podName  string // of its AuthorizationPolicy for the Pods, once there is one
 	peerName string // of the PeerAuthentication of which it is the first part, once asked for
@@ -362,24 +363,13 @@ func (at *placeWork) isolate() {
 			continue
 		}
 		p := &part{
-			origin: &origin{source: ws.Source, prefix: "isolation", name: ws.name, ws: ws.name}, labels: svc.Selector, authz: true, mode: securityv2.TLSStrict,
+			origin: &origin{source: ws.Source, prefix: "isolation", name: ws.name, ws: ws.name}, twin: svc.Name, labels: svc.Selector, authz: true, mode: securityv2.TLSStrict,
 			services: []service{{name: svc.Name}}, entries: []resolved{{authz: &securityv2.Authorization{}, sources: at.f.neighbours(ws, at.c.Name, svc)}},
 		}
 		if t != nil {
 			p.only, p.services[0].only = at.rest(svc, t)
 		}
 		p.waypoint = waypointOf(at.c.Inventory, at.n, at.ns, svc).gateway
-		if j := slices.IndexFunc(at.parts, func(o *part) bool { return o.prefix == p.prefix && o.key() == p.key() }); j >= 0 {
-			// two Services of the same Pods: who may call either may call both
-			o := at.parts[j]
-			o.services, o.entries = append(o.services, p.services...), append(o.entries, p.entries...)
-			if o.only == nil || p.only == nil {
-				o.only = nil
-			} else {
-				o.only = append(o.only, p.only...)
-			}
-			continue
-		}
 		at.parts, at.of = append(at.parts, p), append(at.of, nil)
 	}
 }

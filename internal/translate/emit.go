@@ -257,7 +257,11 @@ func (e *resolved) rule(ports, only []int32) (rule, bool) {
 // write adds one object to the result and to its policy's report.
 func (at *placeWork) write(i int, target string, spec authorizationSpec) error {
 	p := at.parts[i]
-	name := objectName(p.prefix, p.name, p.source.Namespace+"/"+p.source.Name+"|"+p.key()+"|"+target)
+	key := p.source.Namespace + "/" + p.source.Name + "|" + p.key() + "|" + target
+	if p.twin != "" {
+		key += "|" + p.twin
+	}
+	name := objectName(p.prefix, p.name, key)
 	if target == "" {
 		p.podName = name
 	}
