@@ -3,6 +3,7 @@ package translate
 import (
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -168,6 +169,18 @@ type call struct {
 	layer7       bool // a waypoint asks
 }
 
+// request is what of a call a rule may look at, beside who calls.
+func (c call) request() string {
+	out := ""
+	if c.port != 0 {
+		out += fmt.Sprintf(" on port %d", c.port)
+	}
+	if c.layer7 && c.method+c.path != "" {
+		out += " with " + strings.TrimSpace(c.method+" "+c.path)
+	}
+	return out
+}
+
 // Ask answers a Question.
 func (e *Explainer) Ask(q Question) Answer {
 	from, to := e.s.Cluster(q.FromCluster), e.s.Cluster(q.ToCluster)
@@ -297,7 +310,7 @@ func (e *Explainer) decide(a *Answer, c *mesh.Cluster, ns string, who call, wher
 		if len(names) > 3 {
 			names = append(names[:3], fmt.Sprintf("%d more", len(allows)-3))
 		}
-		say(false, "not allowed by %s: %s is none of those named there", strings.Join(names, ", nor by "), who.principal)
+		say(false, "not allowed by %s: no rule there fits %s%s", strings.Join(names, ", nor by "), who.principal, who.request())
 	}
 }
 
@@ -306,8 +319,14 @@ func (p *livePolicy) matches(who call) (hit bool, why string) {
 	for i := range p.spec.Rules {
 		r := &p.spec.Rules[i]
 		open := &conditions{}
-		if p.spec.Action != "DENY" && !who.layer7 && r.needsWaypoint() {
-			continue // ztunnel drops such a rule of an ALLOW
+		if !who.layer7 && r.needsWaypoint() {
+			if p.spec.Action != "DENY" {
+				continue // ztunnel drops such a rule of an ALLOW
+			}
+			var ok bool
+			if r, ok = r.atZtunnel(); !ok {
+				continue
+			}
 		}
 		if r.from(who, open) && r.to(who, open) && r.when(open) {
 			if len(open.list) == 0 {
@@ -341,7 +360,32 @@ func (r *liveRule) needsWaypoint() bool {
 			return true
 		}
 	}
-	return len(r.When) > 0
+	return slices.ContainsFunc(r.When, func(w ruleWhen) bool {
+		switch w.Key {
+		case "source.ip", "source.namespace", "source.principal", "destination.ip", "destination.port":
+			return false // ztunnel knows these
+		}
+		return true
+	})
+}
+
+// atZtunnel is what ztunnel makes of a rule of a DENY: it leaves out what it can't see, and a rule of which nothing is left never matches.
+func (r *liveRule) atZtunnel() (rule *liveRule, ok bool) {
+	out := &liveRule{When: slices.DeleteFunc(slices.Clone(r.When), func(w ruleWhen) bool { return (&liveRule{When: []ruleWhen{w}}).needsWaypoint() })}
+	for _, f := range r.From {
+		s := &f.Source
+		if s.RequestPrincipals, s.NotRequestPrincipals, s.RemoteIPBlocks, s.NotRemoteIPBlocks = nil, nil, nil, nil; !reflect.ValueOf(*s).IsZero() {
+			out.From = append(out.From, f)
+		}
+	}
+	for _, t := range r.To {
+		o := &t.Operation
+		if len(o.Ports)+len(o.NotPorts) > 0 {
+			*o = liveOperation{Ports: o.Ports, NotPorts: o.NotPorts}
+			out.To = append(out.To, t)
+		}
+	}
+	return out, (len(out.From) > 0 || len(r.From) == 0) && (len(out.To) > 0 || len(r.To) == 0) && (len(out.When) > 0 || len(r.When) == 0)
 }
 
 func (r *liveRule) from(who call, open *conditions) bool {
