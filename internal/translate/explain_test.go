@@ -68,9 +68,9 @@ func TestExplain(t *testing.T) {
 // TestExplainCases asks about other golden cases; calls are from payments/payments of east to billing/billing of east, unless said otherwise.
 func TestExplainCases(t *testing.T) {
 	type question struct {
-		dir, method, path, from, to string
-		port                        int32
-		foreign                     string // of billing
+		dir, method, path, from string
+		port                    int32
+		foreign                 string // of billing
 	}
 	const l4 = "AccessPolicy gloo-mesh/allow-payments (AuthorizationPolicy billing/accesspolicy-allow-payments-5e189a4e)"
 	for name, tc := range map[string]struct {
