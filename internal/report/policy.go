@@ -137,20 +137,27 @@ func stand(r *mesh.PolicyClusterReport, f ClusterFacts, old *securityv2.ClusterP
 		switch {
 		case !wanted || !f.Published || !known || o.Hash != want.Hash:
 			pending = append(pending, name(ref))
+		case o.TakenOver: // not OK either
+			taken = append(taken, name(ref))
 		case !o.OK:
 			refused = append(refused, name(ref)+": "+o.Error)
 		case o.Refused != "":
 			refused = append(refused, name(ref)+": "+o.Refused)
-		case o.TakenOver:
-			taken = append(taken, name(ref))
 		case o.Drifted:
 			drifted = append(drifted, name(ref))
 		}
 	}
+	if r.Override != nil {
+		s.Override = &securityv2.OverrideStatus{Name: r.Override.Source.Name, By: r.Override.By, Reason: r.Override.Reason, Until: metav1.NewTime(r.Override.Until.UTC())}
+	}
 	switch {
+	case r.Override != nil && len(pending) > 0: // until the agent knows, it puts edits back
+		s.State, s.Message = securityv2.PolicyPending, "PolicyOverride "+r.Override.Source.Name+" is not known there yet: "+few(pending)
+		if !f.Connected {
+			s.Message = disconnected(r.Cluster)
+		}
 	case r.Override != nil:
 		s.State = securityv2.PolicyOverridden
-		s.Override = &securityv2.OverrideStatus{Name: r.Override.Source.Name, By: r.Override.By, Reason: r.Override.Reason, Until: metav1.NewTime(r.Override.Until.UTC())}
 		s.Message = fmt.Sprintf("suspended until %s by PolicyOverride %s/%s", r.Override.Until.UTC().Format(time.RFC3339), r.Override.Source.Namespace, r.Override.Source.Name)
 	case r.Unenforceable != "":
 		s.State, s.Message = securityv2.PolicyUnenforceable, r.Unenforceable

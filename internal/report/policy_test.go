@@ -196,7 +196,7 @@ func TestPolicyStates(t *testing.T) {
 			},
 		},
 		"taken over": {
-			func(w *world) { w.outcome("c2", func(o *mesh.Outcome) { o.TakenOver = true }) },
+			func(w *world) { w.outcome("c2", func(o *mesh.Outcome) { o.TakenOver, o.Drifted, o.OK = true, true, false }) }, // as the agent says it
 			came{
 				adminv2.ApprovalWarning, "not enforced in c2: somebody took our owner label off", "2/3",
 				at{securityv2.PolicyDrifted, object + ": somebody took our owner label off, so it is theirs and left alone; put the label back, or delete it, to have the policy enforced"},
@@ -235,6 +235,18 @@ func TestPolicyStates(t *testing.T) {
 				adminv2.ApprovalAccepted, "suspended in 1 of 3 clusters: c2 (c2: suspended until 2026-05-15T13:00:00Z by PolicyOverride gloo-mesh/incident-1)", "2/3",
 				at{securityv2.PolicyOverridden, "suspended until 2026-05-15T13:00:00Z by PolicyOverride gloo-mesh/incident-1"},
 				map[string]string{"Programmed": "ClustersOverridden suspended in 1 of 3 clusters: c2"},
+				[]string{"Warning Overridden c2: suspended by jane until 2026-05-15T13:00:00Z: incident 1 (PolicyOverride incident-1)"},
+			},
+		},
+		"overridden, and the agent does not know yet": {
+			func(w *world) {
+				w.report.Clusters[1].Override = lease
+				w.outcome("c2", func(o *mesh.Outcome) { o.Hash = mesh.FingerprintOf([]byte("before")) })
+			},
+			came{
+				adminv2.ApprovalAccepted, "pending in 1 of 3 clusters: c2", "2/3",
+				at{securityv2.PolicyPending, "PolicyOverride incident-1 is not known there yet: " + object},
+				map[string]string{"Programmed": "ClustersPending generation 7 is not applied in 1 of 3 clusters: c2"},
 				[]string{"Warning Overridden c2: suspended by jane until 2026-05-15T13:00:00Z: incident 1 (PolicyOverride incident-1)"},
 			},
 		},
