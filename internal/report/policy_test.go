@@ -196,7 +196,9 @@ func TestPolicyStates(t *testing.T) {
 			},
 		},
 		"taken over": {
-			func(w *world) { w.outcome("c2", func(o *mesh.Outcome) { o.TakenOver, o.Drifted, o.OK = true, true, false }) }, // as the agent says it
+			func(w *world) {
+				w.outcome("c2", func(o *mesh.Outcome) { o.TakenOver, o.Drifted, o.OK = true, true, false })
+			}, // as the agent says it
 			came{
 				adminv2.ApprovalWarning, "not enforced in c2: somebody took our owner label off", "2/3",
 				at{securityv2.PolicyDrifted, object + ": somebody took our owner label off, so it is theirs and left alone; put the label back, or delete it, to have the policy enforced"},
