@@ -26,7 +26,8 @@ type TrustDirective struct {
 	Signer string `json:"signer,omitempty"`
 	// Bundle is root-cert.pem, byte for byte (istiod before 1.30 compares bytes, istio#59909).
 	Bundle []byte `json:"bundle,omitempty"`
-	// CRL is ca-crl.pem, byte for byte. Empty: none; istiod does not unload one it has (istio#61075).
+	// CRL is ca-crl.pem up to the signer's own: the lists of the roots in Bundle. The agent appends an empty list signed by the signer's key, in the same update, since istiod
+	// refuses a set that lacks one of any certificate of cert-chain.pem (istio#61075). Empty: none; istiod does not unload one it has.
 	CRL []byte `json:"crl,omitempty"`
 	// Adopt lets the agent overwrite a cacerts that somebody else owns.
 	Adopt bool `json:"adopt,omitempty"`
@@ -46,9 +47,18 @@ type IntermediateOrder struct {
 	URIs []string `json:"uris,omitempty"`
 	// Algorithm of the key: "RSA-4096", "ECDSA-P256", ...
 	Algorithm string `json:"algorithm"`
+	// Take is where the key is copied from, once, instead of being made: TakeCACerts or TakeSelfSigned; empty: it is made. A slot that is taken over sends no request: its Chain is
+	// given, and its first certificate fits the key. It lets a cluster keep signing by its old root until everybody trusts the new one (istio#44932, istio#53961).
+	Take string `json:"take,omitempty"`
 	// Chain is PEM: the intermediate, then its issuers up to but not including the root, then a cross-signed root where one is used. Empty: not issued yet.
 	Chain []byte `json:"chain,omitempty"`
 }
+
+// The values of IntermediateOrder.Take.
+const (
+	TakeCACerts    = "cacerts"         // the key of istio-system/cacerts as the agent finds it
+	TakeSelfSigned = "istio-ca-secret" // istiod's own self-signed root: Secret istio-ca-secret, keys ca-cert.pem and ca-key.pem
+)
 
 // RestartOrder holds tokens; a part is restarted once when its token differs from the last one done. Order: istiod, ready, root ConfigMap everywhere,
 // ztunnel, gateways, waypoints.
@@ -70,6 +80,9 @@ type TrustObservation struct {
 	Applied Fingerprint `json:"applied,omitzero"`
 	// At is when the oldest probe in it was made, by the agent's clock, to the minute.
 	At time.Time `json:"at,omitzero"`
+	// Ordered: every istiod had answered before the first of ConfigMaps, Webhooks and Verifiers was looked at. Otherwise a verifier may have been seen as it should be, and then
+	// have fetched the old bundle from a replica that was seen only after it had reloaded: such an observation passes no barrier (facts: T5).
+	Ordered bool `json:"ordered,omitempty"`
 	// Certificates are the DER of every CA certificate mentioned, by SHA-256 of it. Leaves are not in it.
 	Certificates map[Fingerprint][]byte `json:"certificates,omitempty"`
 	// Secret is istio-system/cacerts as stored; nil: there is none.
@@ -100,6 +113,8 @@ type CACerts struct {
 	Signer Fingerprint   `json:"signer"`
 	Chain  []Fingerprint `json:"chain,omitempty"`
 	Roots  []Fingerprint `json:"roots,omitempty"`
+	// Bundle is root-cert.pem as stored, byte for byte: a bundle that adds to it must contain these bytes (istiod before 1.30). Given where Owner is not ours.
+	Bundle []byte `json:"bundle,omitempty"`
 	// CRL: there is a ca-crl.pem; this is its SHA-256.
 	CRL Fingerprint `json:"crl,omitzero"`
 	// Foreign says who changed it since we wrote it (field manager), empty: nobody.
