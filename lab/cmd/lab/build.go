@@ -58,7 +58,10 @@ func build(ctx context.Context, dir state.Dir, lab *state.Lab, out *printer) err
 		return err
 	})
 	g.Go(func() error {
-		return goBuild(gctx, filepath.Join(repo, "lab"), dir.Bin(), "./cmd/labapp", "./cmd/labproxy")
+		return goBuild(gctx, filepath.Join(repo, "lab"), dir.Bin(), "./cmd/labapp")
+	})
+	g.Go(func() error {
+		return goBuild(gctx, filepath.Join(repo, "lab", "istio"), dir.Bin(), "./cmd/labproxy")
 	})
 	g.Go(func() error {
 		if lab.NoMgmt {
@@ -72,7 +75,7 @@ func build(ctx context.Context, dir state.Dir, lab *state.Lab, out *printer) err
 	lab.Kube, lab.IstioDir, lab.GatewayDir = b.Kube, b.IstioDir, b.GatewayAPIDir
 	images := map[string]string{
 		"istiod": b.Istiod, "pilot": b.Istiod,
-		"proxyv2": filepath.Join(dir.Bin(), "labproxy"), "labproxy": filepath.Join(dir.Bin(), "labproxy"),
+		"proxyv2": filepath.Join(dir.Bin(), "labproxy"), "ztunnel": filepath.Join(dir.Bin(), "labproxy"),
 	}
 	for _, name := range addons.DemoImages() {
 		images[name] = filepath.Join(dir.Bin(), "labapp")

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -126,7 +127,7 @@ func TestLab(t *testing.T) {
 		l.refuses([]string{"cluster-1", "lab down"}, "up", "--clusters", "3")
 	})
 	run("demo", testDemo)
-	run("tunnel", testTunnel)
+	run("call", testCall)
 	run("ui", testUI)
 	run("rollout", func(t *testing.T, l *lab) {
 		for _, verb := range []string{"restart", "status"} { // as the operators' page has it
@@ -166,18 +167,46 @@ func testDemo(t *testing.T, l *lab) {
 	}
 }
 
-// testTunnel sends a request through the east-west gateway's own address, with
-// certificates of the real istiod at both ends.
-func testTunnel(t *testing.T, l *lab) {
-	ns := []string{"--context", "cluster-1", "-n", "istio-eastwest"}
-	addr, err := l.kubectl(append(ns, "get", "gateway", "istio-eastwest", "-o", "jsonpath={.status.addresses[0].value}")...)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, addr)
+// testCall calls through the data plane: identities of the real istiod, and the
+// policies that it sends.
+func testCall(t *testing.T, l *lab) {
+	call := func(from, to string, code int, words ...string) {
+		t.Helper()
+		var out string
+		l.eventually(fmt.Sprintf("lab call %s %s exits with %d and says %q", from, to, code, words), func() bool {
+			var err error
+			out, err = l.run("call", from, to)
+			got := 0
+			if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+				got = exit.ExitCode()
+			}
+			return got == code && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(out, w) })
+		})
+		if t.Failed() {
+			t.Log(out)
+		}
 	}
-	out, err := l.kubectl(append(ns, "exec", "deploy/istio-eastwest", "--", "labproxy", "connect", addr+":15008", "details.bookinfo:9080")...)
-	id := "spiffe://cluster.local/ns/istio-eastwest/sa/istio-eastwest"
-	if want := id + " -> " + id + " -> details.bookinfo:9080: 200 OK"; err != nil || !strings.HasPrefix(out, want) {
-		t.Errorf("want %q, got %v\n%s", want, err, out)
+	call("payments/cluster-1", "billing/cluster-1", 0, "allowed", "no ALLOW policy", "200 OK")
+	policy := filepath.Join(t.TempDir(), "policy.yaml")
+	err := os.WriteFile(policy, []byte(`
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-payments, namespace: billing}
+spec: {rules: [{from: [{source: {principals: [cluster.local/ns/payments/sa/payments]}}]}]}
+`), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := l.kubectl("--context", "cluster-1", "apply", "-f", policy); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	call("bookinfo/reviews/cluster-1", "billing/cluster-1", 1, "denied", "billing/only-payments", "cluster.local/ns/bookinfo/sa/bookinfo-reviews")
+	call("payments/cluster-1", "billing/cluster-1", 0, "billing/only-payments allows")
+	call("nobody/cluster-1", "billing/cluster-1", 2, "nobody")
+	call("payments", "billing/cluster-1", 2, "name/cluster")
+	call("payments/cluster-1", "billing/cluster-7", 2, "cluster-7")
+	if out, err := l.run("call", "payments/cluster-1", "billing/cluster-1", "--rate", "50", "--for", "2s"); err != nil || !strings.Contains(out, "0 denied, 0 failed") {
+		t.Errorf("load: %v\n%s", err, out)
 	}
 }
 

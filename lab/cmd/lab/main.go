@@ -32,6 +32,14 @@ func main() {
 	stop()
 	switch {
 	case err == nil:
+	case errors.Is(err, errDenied):
+		if errors.As(err, new(notPossible)) {
+			os.Exit(2)
+		}
+		os.Exit(1)
+	case errors.As(err, new(notPossible)):
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(2)
 	case interrupted:
 		fmt.Fprintln(os.Stderr, "lab: interrupted")
 		os.Exit(130)
@@ -63,7 +71,7 @@ func command() *cobra.Command {
 	root.AddCommand(upCommand(open), downCommand(open), statusCommand(open), logsCommand(open), buildCommand(),
 		componentCommand(open, "stop", "Stop one component and keep it down, e.g. `lab stop kube/mgmt`"),
 		componentCommand(open, "start", "Start a stopped component again"),
-		partitionCommand(open), daemonCommand(open))
+		partitionCommand(open), callCommand(open), daemonCommand(open))
 	return root
 }
 

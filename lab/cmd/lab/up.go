@@ -23,6 +23,8 @@ type upOptions struct {
 	clusters   string
 	oneProcess bool
 	noMgmt     bool
+	trust      string
+	secretTTL  time.Duration
 }
 
 func upCommand(open func() (state.Dir, error)) *cobra.Command {
@@ -36,6 +38,12 @@ func upCommand(open func() (state.Dir, error)) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if t := state.Trust(o.trust); t != state.TrustShared && t != state.TrustSeparate {
+				return fmt.Errorf("--trust %q: want shared or separate", o.trust)
+			}
+			if o.secretTTL != 0 && o.secretTTL < 10*time.Second {
+				return fmt.Errorf("--secret-ttl %s: want at least 10s", o.secretTTL)
+			}
 			return up(cmd.Context(), dir, o, cmd.Flags().Changed("clusters"), newPrinter(cmd.OutOrStdout()))
 		},
 	}
@@ -43,6 +51,9 @@ func upCommand(open func() (state.Dir, error)) *cobra.Command {
 		"workload clusters beside mgmt: a number (the last one, prod-eu-west-3, starts unregistered), or names separated by commas")
 	cmd.Flags().BoolVar(&o.oneProcess, "one-process", false, "run all control planes in one process: less memory, but none can be stopped alone")
 	cmd.Flags().BoolVar(&o.noMgmt, "no-mgmt", false, "do not install the management plane")
+	cmd.Flags().StringVar(&o.trust, "trust", string(state.TrustShared),
+		"where the istiods have their CA from: shared (intermediates under one root of the lab) or separate (each makes a root: no cluster trusts another)")
+	cmd.Flags().DurationVar(&o.secretTTL, "secret-ttl", 0, "life of workload certificates (SECRET_TTL); istio's default of 24h when not given")
 	return cmd
 }
 
@@ -85,6 +96,7 @@ func up(ctx context.Context, dir state.Dir, o upOptions, chosen bool, out *print
 	next := &state.Lab{
 		Clusters: keepPorts(clusters, lab.Clusters), UIPort: lab.UIPort,
 		OneProcess: o.oneProcess, NoMgmt: o.noMgmt, Started: time.Now(),
+		Trust: state.Trust(o.trust), SecretTTL: o.secretTTL,
 	}
 	cmd, err := launch(ctx, dir, next, out)
 	if err != nil {

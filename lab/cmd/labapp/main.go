@@ -12,7 +12,8 @@
 // Paths: /health answers "ok"; /call?url=URL calls URL and reports status,
 // time and body, so that a test can drive traffic from inside a Pod; every
 // other path answers with the description and the results of CALLS.
-// Trace headers are passed on. It must not keep state.
+// Trace headers are passed on. In a Pod that is in the mesh, calls go through the
+// data plane of that Pod (mesh.go). It must not keep state.
 package main
 
 import (
@@ -107,7 +108,7 @@ func newApp(host string, getenv func(string) string) *app {
 			Cluster: getenv("CLUSTER"), Pod: getenv("POD"),
 		},
 		calls:  strings.Fields(getenv("CALLS")),
-		client: &http.Client{Timeout: 5 * time.Second},
+		client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: dialMesh}},
 	}
 	if a.self.Pod == "" {
 		a.self.Pod = host

@@ -2,6 +2,9 @@ package addons
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -75,7 +79,7 @@ func marshal(t *testing.T, objs ...*unstructured.Unstructured) []byte {
 // TestIstiod: names and labels of all objects, and the whole of those that the
 // page's commands and stock clients depend on.
 func TestIstiod(t *testing.T) {
-	objs, err := Istiod(sources(t), "cluster-1")
+	objs, err := Istiod(sources(t), "cluster-1", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,6 +99,53 @@ func TestIstiod(t *testing.T) {
 	}
 	golden(t, "istiod-objects.txt", list.Bytes())
 	golden(t, "istiod.yaml", marshal(t, whole...))
+}
+
+func TestZtunnel(t *testing.T) {
+	objs, err := Ztunnel(sources(t), "cluster-1", time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "ztunnel.yaml", marshal(t, objs...))
+}
+
+// TestRoot: two clusters' cacerts are of one root, and differ.
+func TestRoot(t *testing.T) {
+	now := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	root, err := NewRoot(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	var keys []any
+	for _, cluster := range []string{"a", "b"} {
+		s, err := root.CACerts(cluster, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := func(name string) []byte {
+			text, _, _ := unstructured.NestedString(s.Object, "data", name)
+			data, err := base64.StdEncoding.DecodeString(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return data
+		}
+		if !roots.AppendCertsFromPEM(file("root-cert.pem")) {
+			t.Error("no root")
+		}
+		pair, err := tls.X509KeyPair(file("cert-chain.pem"), file("ca-key.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, CurrentTime: now}); err != nil || !pair.Leaf.IsCA {
+			t.Errorf("%s: CA %v, %v", cluster, pair.Leaf.IsCA, err)
+		}
+		keys = append(keys, pair.Leaf.PublicKey)
+	}
+	if len(roots.Subjects()) != 1 || cmp.Equal(keys[0], keys[1]) { //nolint:staticcheck // not a system pool
+		t.Error("not one root and two intermediates")
+	}
 }
 
 func TestManifests(t *testing.T) {

@@ -218,6 +218,13 @@ func condition(o *unstructured.Unstructured, kind string) (bool, string) {
 // available tells whether a Deployment is rolled out.
 func available(o *unstructured.Unstructured) (bool, string) { return condition(o, "Available") }
 
+// rolledOut tells whether a DaemonSet runs on every node.
+func rolledOut(o *unstructured.Unstructured) (bool, string) {
+	want, _, _ := unstructured.NestedInt64(o.Object, "status", "desiredNumberScheduled")
+	ready, _, _ := unstructured.NestedInt64(o.Object, "status", "numberReady")
+	return want > 0 && ready >= want, fmt.Sprintf("%d of %d Pods are ready", ready, want)
+}
+
 // programmed tells whether a Gateway is programmed and has an address.
 func programmed(o *unstructured.Unstructured) (bool, string) {
 	if ok, why := condition(o, "Programmed"); !ok {

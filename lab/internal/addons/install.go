@@ -3,6 +3,7 @@ package addons
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -12,6 +13,7 @@ import (
 
 // The kinds that are waited for.
 var (
+	daemonSets  = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "daemonsets"}                                //nolint:gochecknoglobals // as below
 	deployments = schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: "deployments"}                               //nolint:gochecknoglobals // a constant in all but name
 	gateways    = schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}             //nolint:gochecknoglobals // as above
 	crds        = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"} //nolint:gochecknoglobals // as above
@@ -33,19 +35,28 @@ type Step struct {
 	Took    time.Duration
 }
 
+// Options are what a person may choose for all clusters.
+type Options struct {
+	// Root signs every cluster's intermediate; nil: each istiod makes a root of its own.
+	Root *Root
+	// SecretTTL is how long certificates of workloads and gateways live; 24 h when zero.
+	SecretTTL time.Duration
+}
+
 // Installer has everything that is the same for all clusters.
 type Installer struct {
 	src  Sources
+	opts Options
 	crds []*unstructured.Unstructured
 }
 
 // New reads the CRDs; they are decoded once for all clusters.
-func New(src Sources) (*Installer, error) {
+func New(src Sources, opts Options) (*Installer, error) {
 	crds, err := CRDs(src)
 	if err != nil {
 		return nil, err
 	}
-	return &Installer{src: src, crds: crds}, nil
+	return &Installer{src: src, opts: opts, crds: crds}, nil
 }
 
 // Install makes a cluster ready and returns when istiod is available, the
@@ -68,6 +79,10 @@ func (in *Installer) Install(ctx context.Context, cl Cluster, done func(Step)) e
 			return err
 		}
 		step("istiod ready")
+		if err := c.ready(ctx, daemonSets, IstioNamespace, ZtunnelDaemonSet, rolledOut); err != nil {
+			return err
+		}
+		step("ztunnel ready")
 		if err := c.ready(ctx, gateways, EastWestNamespace, EastWestGateway, programmed); err != nil {
 			return err
 		}
@@ -105,7 +120,11 @@ func NodeReady(ctx context.Context, cl Cluster, node string) error {
 // apply sends everything: what needs no CRD at the same time as the CRDs, the
 // Gateways when their kind is served.
 func (in *Installer) apply(ctx context.Context, c *client, cluster string) error {
-	istiod, err := Istiod(in.src, cluster)
+	istiod, err := Istiod(in.src, cluster, in.opts.SecretTTL)
+	if err != nil {
+		return err
+	}
+	ztunnel, err := Ztunnel(in.src, cluster, in.opts.SecretTTL)
 	if err != nil {
 		return err
 	}
@@ -117,7 +136,7 @@ func (in *Installer) apply(ctx context.Context, c *client, cluster string) error
 	if err != nil {
 		return err
 	}
-	namespaces, rest := split(append(append(istiod, demo...), eastWest...), func(o *unstructured.Unstructured) bool {
+	namespaces, rest := split(slices.Concat(istiod, ztunnel, demo, eastWest), func(o *unstructured.Unstructured) bool {
 		return o.GetKind() == "Namespace"
 	})
 	gatewayAPI, rest := split(rest, func(o *unstructured.Unstructured) bool {
@@ -125,6 +144,15 @@ func (in *Installer) apply(ctx context.Context, c *client, cluster string) error
 	})
 	if err := c.apply(ctx, append(namespaces, IstioSystem(cluster))); err != nil {
 		return err
+	}
+	if in.opts.Root != nil { // before istiod, which otherwise makes its own
+		cacerts, err := in.opts.Root.CACerts(cluster, time.Now())
+		if err != nil {
+			return err
+		}
+		if err := c.apply(ctx, []*unstructured.Unstructured{cacerts}); err != nil {
+			return err
+		}
 	}
 	// istiod's Pod starts while the CRDs are still being made: it waits for the
 	// ones it needs.

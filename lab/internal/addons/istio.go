@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"time"
 
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
@@ -21,6 +22,7 @@ import (
 const (
 	IstioNamespace   = "istio-system"
 	IstiodDeployment = "istiod-gloo"
+	ZtunnelDaemonSet = "ztunnel"
 	// IstioTag is the image tag of the istiod and proxy Pods. It is a label
 	// for readers: the node maps images to local binaries by name alone.
 	IstioTag = "1.31.0"
@@ -71,7 +73,9 @@ func CRDs(src Sources) ([]*unstructured.Unstructured, error) {
 // istiod-gloo, the name operators' commands use. Rendering with revision
 // "gloo" would name the Deployment so too, but moves Service, CA address and
 // webhook selectors to names that stock clients do not look for.
-func Istiod(src Sources, cluster string) ([]*unstructured.Unstructured, error) {
+//
+// secretTTL is how long certificates of gateways live; 24 h when zero.
+func Istiod(src Sources, cluster string, secretTTL time.Duration) ([]*unstructured.Unstructured, error) {
 	charts := filepath.Join(src.IstioDir, "manifests/charts")
 	base, err := renderChart(filepath.Join(charts, "base"), "istio-base", map[string]any{
 		"base": map[string]any{"enableCRDTemplates": false, "enableIstioConfigCRDs": false},
@@ -79,7 +83,7 @@ func Istiod(src Sources, cluster string) ([]*unstructured.Unstructured, error) {
 	if err != nil {
 		return nil, err
 	}
-	discovery, err := renderChart(filepath.Join(charts, "istio-control/istio-discovery"), "istiod-gloo", istiodValues(cluster))
+	discovery, err := renderChart(filepath.Join(charts, "istio-control/istio-discovery"), "istiod-gloo", istiodValues(cluster, secretTTL))
 	if err != nil {
 		return nil, err
 	}
@@ -98,8 +102,12 @@ func Istiod(src Sources, cluster string) ([]*unstructured.Unstructured, error) {
 
 // istiodValues are the chart values of one cluster: what multi-cluster ambient
 // needs of a stock istiod, and little memory.
-func istiodValues(cluster string) map[string]any {
+func istiodValues(cluster string, secretTTL time.Duration) map[string]any {
 	small := map[string]any{"requests": map[string]any{"cpu": "10m", "memory": "64Mi"}}
+	meshConfig := map[string]any{"trustDomain": "cluster.local"}
+	if secretTTL > 0 {
+		meshConfig["defaultConfig"] = map[string]any{"proxyMetadata": map[string]any{"SECRET_TTL": secretTTL.String()}}
+	}
 	return map[string]any{
 		"profile":          "ambient",
 		"autoscaleEnabled": false,
@@ -113,9 +121,7 @@ func istiodValues(cluster string) map[string]any {
 			"PILOT_REMOTE_CLUSTER_TIMEOUT": "3s",   // one bad remote secret otherwise holds readiness for 30 s
 			"GOGC":                         "50",
 		},
-		"meshConfig": map[string]any{
-			"trustDomain": "cluster.local",
-		},
+		"meshConfig": meshConfig,
 		"global": map[string]any{
 			"hub":               "docker.io/istio",
 			"tag":               IstioTag,
@@ -133,6 +139,21 @@ func istiodValues(cluster string) map[string]any {
 			},
 		},
 	}
+}
+
+// Ztunnel renders the real chart `ztunnel` for one cluster. secretTTL is how
+// long workload certificates live; 24 h when zero.
+func Ztunnel(src Sources, cluster string, secretTTL time.Duration) ([]*unstructured.Unstructured, error) {
+	values := map[string]any{
+		"profile": "ambient", "hub": "docker.io/istio", "tag": IstioTag, "variant": "", "network": cluster, "imagePullPolicy": "IfNotPresent",
+		"multiCluster":                  map[string]any{"clusterName": cluster},
+		"terminationGracePeriodSeconds": 2,
+		"resources":                     map[string]any{"requests": map[string]any{"cpu": "10m", "memory": "64Mi"}},
+	}
+	if secretTTL > 0 {
+		values["env"] = map[string]any{"SECRET_TTL": secretTTL.String()}
+	}
+	return renderChart(filepath.Join(src.IstioDir, "manifests/charts/ztunnel"), "ztunnel", values)
 }
 
 // renderChart renders a chart folder as `helm template` does, for namespace

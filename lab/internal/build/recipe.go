@@ -78,8 +78,9 @@ func (r recipe) buildArgs() []string {
 	return []string{"build", "-v", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags=" + strings.Join(flags, " ")}
 }
 
-// hash names a build by all that it depends on: the module's files, the
-// toolchain and what is asked of it.
+// hash names a build by all that it depends on: the module's files (of one whose
+// program is another module's, only go.mod and go.sum), the toolchain and what
+// is asked of it.
 func (r recipe) hash(g goTool) (string, error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\n%q\n%q %q %q %q\n", g.version, r.buildArgs(), r.pkg, r.out, sortedLinks(r.links), r.copies)
@@ -93,7 +94,7 @@ func (r recipe) hash(g goTool) (string, error) {
 		case d.IsDir() && path != r.module && (base == "testdata" || strings.HasPrefix(base, ".")):
 			return filepath.SkipDir
 		case d.IsDir(), strings.HasSuffix(base, "_test.go"):
-		case strings.HasSuffix(base, ".go"), base == "go.mod", base == "go.sum":
+		case base == "go.mod", base == "go.sum", strings.HasPrefix(r.pkg, ".") && strings.HasSuffix(base, ".go"):
 			files = append(files, path)
 		}
 		return nil

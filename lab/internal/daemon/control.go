@@ -8,8 +8,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -22,6 +24,8 @@ import (
 //	POST /components/stop?name=NAME    ends one component and keeps it down
 //	POST /components/start?name=NAME   lets it run again
 //	POST /partition?cluster=C&on=BOOL  cuts a cluster off, or heals it
+//	POST /call?from=A&to=B             Call: one connection from a workload to a service (see ParseParty)
+//	POST /load?from=A&to=B&rate=N&for=D  Load: N new connections a second for the duration D
 //
 // An error is {"error": "..."} with a status of 400 or above.
 func (d *daemon) handler() http.Handler {
@@ -58,6 +62,23 @@ func (d *daemon) handler() http.Handler {
 			err = partition(c.Index, q.Get("on") == "true")
 		}
 		reply(w, struct{}{}, err)
+	})
+	mux.HandleFunc("POST /call", func(w http.ResponseWriter, r *http.Request) {
+		c, err := d.caller(r)
+		if err != nil {
+			reply(w, nil, err)
+			return
+		}
+		reply(w, c.call(r.Context()), nil)
+	})
+	mux.HandleFunc("POST /load", func(w http.ResponseWriter, r *http.Request) {
+		c, err := d.caller(r)
+		if err != nil {
+			reply(w, nil, err)
+			return
+		}
+		load, err := c.load(r.Context(), r.URL.Query().Get("rate"), r.URL.Query().Get("for"))
+		reply(w, load, err)
 	})
 	return mux
 }
@@ -169,6 +190,29 @@ func (c *Client) Progress(ctx context.Context, each func(Event)) error {
 		last = e
 		each(e)
 	}
+}
+
+// Call opens one connection from a workload to a service.
+func (c *Client) Call(ctx context.Context, from, to string) (Call, error) {
+	var out Call
+	err := c.ask(ctx, "/call?"+url.Values{"from": {from}, "to": {to}}.Encode(), &out)
+	return out, err
+}
+
+// Load opens rate connections a second, for a while.
+func (c *Client) Load(ctx context.Context, from, to string, rate int, while time.Duration) (Load, error) {
+	var out Load
+	err := c.ask(ctx, "/load?"+url.Values{"from": {from}, "to": {to}, "rate": {strconv.Itoa(rate)}, "for": {while.String()}}.Encode(), &out)
+	return out, err
+}
+
+func (c *Client) ask(ctx context.Context, path string, into any) error {
+	body, err := c.do(ctx, http.MethodPost, path)
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return json.NewDecoder(body).Decode(into)
 }
 
 // Post sends a request without an answer worth reading.

@@ -40,6 +40,7 @@ type daemon struct {
 
 	mu      sync.Mutex
 	clients map[string]dynamic.Interface
+	pods    map[string]*node.Access // by cluster
 }
 
 // Run is the hidden command `lab daemon`: it returns when the lab has been
@@ -62,7 +63,10 @@ func Run(dir state.Dir) error {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	d := &daemon{
 		dir: dir, lab: lab, log: log, progress: newProgress(), super: &supervisor{}, stop: stop,
-		clients: map[string]dynamic.Interface{},
+		clients: map[string]dynamic.Interface{}, pods: map[string]*node.Access{},
+	}
+	for _, c := range lab.Clusters {
+		d.pods[c.Name] = &node.Access{}
 	}
 	go reap(ctx)
 	srv := &http.Server{Handler: d.handler(), ReadHeaderTimeout: 5 * time.Second}
@@ -118,7 +122,15 @@ func (d *daemon) bringUp(ctx, units context.Context) error {
 		return control.EtcdCommand(d.lab.Kube, d.dir.Etcd()), nil
 	}, d.dir.LogOf("etcd"))))
 	d.startKube(units, clusters)
-	installer, err := addons.New(addons.Sources{IstioDir: d.lab.IstioDir, GatewayAPIDir: d.lab.GatewayDir})
+	opts := addons.Options{SecretTTL: d.lab.SecretTTL}
+	if d.lab.Trust == state.TrustShared {
+		root, err := addons.NewRoot(time.Now())
+		if err != nil {
+			return err
+		}
+		opts.Root = root
+	}
+	installer, err := addons.New(addons.Sources{IstioDir: d.lab.IstioDir, GatewayAPIDir: d.lab.GatewayDir}, opts)
 	if err != nil {
 		return err
 	}
@@ -277,8 +289,8 @@ func (d *daemon) node(c control.Cluster) runFunc {
 			Name: c.NodeName(), ClusterName: c.Name, ClusterIndex: c.Index,
 			Kubeconfig: c.NodeKubeconfig(), ImagesDir: d.dir.Images(), StateDir: c.Dir + "/node",
 			NodeIP: c.NodeIP(), PodCIDR: c.PodCIDR(), LBCIDR: c.LBCIDR(), ServiceCIDR: c.ServiceCIDR(), DNSIP: c.DNSIP(),
-			ClusterDomain: control.Domain,
-			KubeletCert:   c.KubeletCert(), KubeletKey: c.KubeletKey(), ClientCA: c.KubeletClientCA(),
+			ClusterDomain: control.Domain, Access: d.pods[c.Name],
+			KubeletCert: c.KubeletCert(), KubeletKey: c.KubeletKey(), ClientCA: c.KubeletClientCA(),
 			Log: slog.New(slog.NewTextHandler(log, nil)),
 		})
 	}

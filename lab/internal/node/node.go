@@ -63,6 +63,9 @@ type Config struct {
 	KubeletCert, KubeletKey string // serving certificate and key, PEM files
 	ClientCA                string // who may call the kubelet: certificates of this authority
 
+	// Access, when not nil, reaches into the node's Pods while it runs.
+	Access *Access
+
 	Log *slog.Logger
 }
 
@@ -117,6 +120,12 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	pods := newProvider(ctx, cfg, client, c, events)
 	defer pods.close()
+	pods.mesh = newAmbient(pods, all.Core().V1().Namespaces().Lister())
+	cfg.Access.set(pods)
+	defer cfg.Access.set(nil)
+	if err := watchNamespaces(all, pods.mesh); err != nil {
+		return fmt.Errorf("node %s: %w", cfg.Name, err)
+	}
 	if err := watchConfig(all, pods); err != nil {
 		return fmt.Errorf("node %s: %w", cfg.Name, err)
 	}
@@ -155,6 +164,8 @@ func Run(ctx context.Context, cfg Config) error {
 	task("kubelet API", func(ctx context.Context) error { return serveKubelet(ctx, cfg, pods) })
 	task("service proxy", services.Run)
 	task("cluster DNS", names.Run)
+	task("ambient sockets", pods.mesh.serve)
+	task("ambient marks", pods.mesh.annotate)
 	task("pod controller", func(ctx context.Context) error { return podController.Run(ctx, podWorkers) })
 	task("node controller", nodeController.Run)
 	return tasks.Wait()
@@ -185,6 +196,19 @@ func watchConfig(f informers.SharedInformerFactory, pods *provider) error {
 		}
 	}
 	return nil
+}
+
+// watchNamespaces looks at the Pods of a namespace whose labels have changed.
+func watchNamespaces(f informers.SharedInformerFactory, mesh *ambient) error {
+	look := func(obj any) {
+		if ns, ok := obj.(*corev1.Namespace); ok {
+			mesh.lookAll(ns.Name)
+		}
+	}
+	_, err := f.Core().V1().Namespaces().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: look, UpdateFunc: func(_, obj any) { look(obj) },
+	})
+	return err
 }
 
 func newPodController(client kubernetes.Interface, events record.EventRecorder, pods *provider, all, own informers.SharedInformerFactory) (*node.PodController, error) {

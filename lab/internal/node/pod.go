@@ -164,6 +164,7 @@ func (p *pod) replace(api *corev1.Pod) {
 		}
 		p.api, p.refs = api, references(api)
 	})
+	p.node.mesh.look(p)
 	for _, c := range restart {
 		c.restart(fmt.Errorf("the image of container %s has changed", c.name))
 	}
@@ -307,6 +308,7 @@ func (p *pod) prepare(ctx context.Context) (next time.Time, ok bool) {
 	for {
 		err := p.setupNetwork()
 		if err == nil {
+			p.node.mesh.look(p)
 			err = p.writeFiles()
 		}
 		if err == nil {
@@ -409,6 +411,7 @@ func (p *pod) cleanNetwork() {
 	if ns == nil {
 		return
 	}
+	p.node.mesh.look(p)
 	defer ns.Close()
 	if p.ip == p.node.cfg.NodeIP {
 		return

@@ -32,6 +32,7 @@ type provider struct {
 	pool   *addressPool
 	source source
 	caches caches
+	mesh   *ambient // set once, before any Pod
 
 	ctx context.Context //nolint:containedctx // the node's own life, which bounds that of every Pod
 

@@ -44,12 +44,25 @@ type Lab struct {
 	UIPort     int       `json:"uiPort"`
 	OneProcess bool      `json:"oneProcess"` // all control planes in one process
 	NoMgmt     bool      `json:"noMgmt"`     // without the management plane
-	Kube       string    `json:"kube"`       // binary with the control planes
+	// Trust says where the istiods have their CA from.
+	Trust     Trust         `json:"trust"`
+	SecretTTL time.Duration `json:"secretTTL,omitempty"` // life of workload certificates; 24 h when zero
+
+	Kube       string    `json:"kube"` // binary with the control planes
 	IstioDir   string    `json:"istioDir"`
 	GatewayDir string    `json:"gatewayAPIDir"`
 	Daemon     Process   `json:"daemon"`
 	Started    time.Time `json:"started"`
 }
+
+// Trust is where istiods have their certificate authority from.
+type Trust string
+
+// The kinds of trust.
+const (
+	TrustShared   Trust = "shared"   // intermediates under one root of the lab, plugged in by hand
+	TrustSeparate Trust = "separate" // each istiod makes a root of its own
+)
 
 // Process identifies a process beyond the life of its number.
 type Process struct {
