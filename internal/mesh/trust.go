@@ -52,6 +52,9 @@ type IntermediateOrder struct {
 	Take string `json:"take,omitempty"`
 	// Chain is PEM: the intermediate, then its issuers up to but not including the root, then a cross-signed root where one is used. Empty: not issued yet.
 	Chain []byte `json:"chain,omitempty"`
+	// Root is PEM, the root that Chain ends in. With it the agent can check a chain whose root is not in Bundle yet (S1); without it such a chain is checked as far as it goes, and in
+	// full before istiod gets it.
+	Root []byte `json:"root,omitempty"`
 }
 
 // The values of IntermediateOrder.Take.
