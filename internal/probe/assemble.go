@@ -31,6 +31,7 @@ type istiod struct {
 type findings struct {
 	applied   mesh.Fingerprint
 	at        time.Time
+	ordered   bool                // see TrustObservation.Ordered
 	known     []*x509.Certificate // CA certificates known from elsewhere
 	istiods   []istiod
 	verifiers []verifier
@@ -46,7 +47,7 @@ func assemble(f findings) mesh.TrustObservation {
 	for _, c := range f.known {
 		b.certs[fingerprint(c)] = c
 	}
-	o := mesh.TrustObservation{Applied: f.applied, At: f.at.UTC().Truncate(time.Minute), Problems: f.view.problems}
+	o := mesh.TrustObservation{Applied: f.applied, At: f.at.UTC().Truncate(time.Minute), Ordered: f.ordered, Problems: f.view.problems}
 	bundle := func(raw string) []mesh.Fingerprint {
 		certs, err := certificates([]byte(raw))
 		if err != nil {

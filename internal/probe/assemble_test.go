@@ -118,6 +118,7 @@ func TestAsDirected(t *testing.T) {
 	both := subjects(d.Roots)
 	good := func() findings {
 		return findings{
+			applied: d.Applied, ordered: true,
 			istiods: []istiod{s.istiod("istiod", s.i1, s.r2.cert, s.r1.cert)}, verifiers: []verifier{s.verifier("app/a", s.i1, both...), {target: target{kind: "gateway"}, pod: "in/in", err: errors.New(unseen)}},
 			view: view{maps: map[string]string{"a": pemOf(d.Roots...)}, webhooks: map[string]string{"mutating/x": pemOf(d.Roots...)}},
 		}
@@ -129,6 +130,8 @@ func TestAsDirected(t *testing.T) {
 		t.Error("no directive: no hurry")
 	}
 	for name, edit := range map[string]func(*findings){
+		"the directive is another":            func(f *findings) { f.applied = mesh.FingerprintOf([]byte("before")) },
+		"a verifier was seen before":          func(f *findings) { f.ordered = false },
 		"an istiod signs with another":        func(f *findings) { f.istiods = append(f.istiods, s.istiod("istiod-2", s.i2, d.Roots...)) },
 		"an istiod lacks a root":              func(f *findings) { f.istiods = append(f.istiods, s.istiod("istiod-2", s.i1, s.r1.cert)) },
 		"an istiod can't be asked":            func(f *findings) { f.istiods[0].err = errors.New("refused") },
@@ -144,6 +147,29 @@ func TestAsDirected(t *testing.T) {
 		edit(&f)
 		if asDirected(assemble(f), d) {
 			t.Errorf("%s: taken for as directed", name)
+		}
+	}
+}
+
+func TestAllAnswered(t *testing.T) {
+	a, b := pod{name: "a", ip: "1", role: roleIstiod}, pod{name: "b", ip: "2", role: roleIstiod}
+	restarted := a
+	restarted.ip = "3"
+	for _, tt := range []struct {
+		name  string
+		asked []istiod
+		now   []pod
+		want  bool
+	}{
+		{"both", []istiod{{pod: a}, {pod: b}}, []pod{a, b, {name: "web", role: roleCaptured}}, true},
+		{"one is gone", []istiod{{pod: a}, {pod: b}}, []pod{b}, true},
+		{"one is silent", []istiod{{pod: a}, {pod: b, err: errors.New("x")}}, []pod{a, b}, false},
+		{"one has come", []istiod{{pod: a}}, []pod{a, b}, false},
+		{"one has another address", []istiod{{pod: a}}, []pod{restarted}, false},
+		{"none", nil, nil, false},
+	} {
+		if got := allAnswered(tt.asked, tt.now); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
 		}
 	}
 }

@@ -13,6 +13,9 @@ func asDirected(o mesh.TrustObservation, d Directed) bool {
 	if d.Applied.IsZero() || d.Signer.IsZero() {
 		return true // nothing is under way
 	}
+	if o.Applied != d.Applied || !o.Ordered {
+		return false
+	}
 	roots, accepts := prints(d.Roots), subjects(d.Roots)
 	for _, i := range o.Istiods {
 		if i.Error != "" || i.Signer != d.Signer || !sameSet(i.Roots, roots) {

@@ -67,6 +67,7 @@ const (
 type Prober struct {
 	cfg   Config
 	world *world
+	look  func() view
 	wake  chan struct{}
 	last  map[string]answer // the last good answer of an istiod, by Pod
 }
@@ -76,7 +77,8 @@ func New(cfg Config) *Prober {
 	if cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
 	}
-	return &Prober{cfg: cfg, world: newWorld(cfg.IstioNamespace), wake: make(chan struct{}, 1), last: map[string]answer{}}
+	w := newWorld(cfg.IstioNamespace)
+	return &Prober{cfg: cfg, world: w, look: w.now, wake: make(chan struct{}, 1), last: map[string]answer{}}
 }
 
 // Kick asks for a round soon: something has changed.
@@ -109,7 +111,7 @@ func (p *Prober) Run(ctx context.Context) error {
 			}
 		}
 		began := time.Now()
-		v := p.world.now()
+		v := p.look()
 		if v.incomplete && began.Sub(start) < patience {
 			wait = gather
 			continue
@@ -119,11 +121,8 @@ func (p *Prober) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if v.incomplete {
-			o.Applied = mesh.Fingerprint{} // it proves nothing
-		}
 		p.cfg.Publish(o, began)
-		wait = pause(!v.incomplete && asDirected(o, d), began.Sub(d.Since), time.Since(began))
+		wait = pause(asDirected(o, d), began.Sub(d.Since), time.Since(began))
 		wait += rand.N(wait / spread) //nolint:gosec // spreads load, guards nothing
 	}
 }
@@ -136,29 +135,54 @@ func pause(asDirected bool, age, took time.Duration) time.Duration {
 	return max(min(max(age/slowdown, often), seldom), 5*took)
 }
 
-// round probes everything once.
+// round probes everything once: first the istiods, and when all of them have answered, what may have learnt from them (facts T5).
 func (p *Prober) round(ctx context.Context, d Directed, v view, began time.Time) mesh.TrustObservation {
-	f := findings{applied: d.Applied, at: began, known: d.Known, view: v}
-	targets := targetsOf(v.pods)
-	f.verifiers = make([]verifier, len(targets))
-	var jobs []func()
+	f := findings{applied: d.Applied, at: began, known: d.Known}
 	for _, pod := range v.pods {
 		if pod.role == roleIstiod {
 			f.istiods = append(f.istiods, istiod{pod: pod})
 		}
 	}
-	roots := p.roots(d, v)
-	token := sync.OnceValues(p.cfg.Token)
+	roots, token := p.roots(d, v), sync.OnceValues(p.cfg.Token)
+	var jobs []func()
 	for i := range f.istiods {
 		jobs = append(jobs, func() { p.ask(ctx, &f.istiods[i], roots, token) })
 	}
+	inParallel(jobs)
+	p.remember(f.istiods)
+
+	f.view = p.look()
+	f.ordered = allAnswered(f.istiods, f.view.pods)
+	targets := targetsOf(f.view.pods)
+	f.verifiers = make([]verifier, len(targets))
+	jobs = jobs[:0]
 	for i := range targets {
 		jobs = append(jobs, func() { f.verifiers[i] = p.shake(ctx, targets[i]) })
 	}
 	rand.Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] }) // no node gets all of its share at once
 	inParallel(jobs)
-	p.remember(f.istiods)
-	return assemble(f)
+	o := assemble(f)
+	if f.view.incomplete {
+		o.Applied, o.Ordered = mesh.Fingerprint{}, false // it proves nothing
+	}
+	return o
+}
+
+// allAnswered says whether every istiod there is now had answered.
+func allAnswered(asked []istiod, now []pod) bool {
+	answered := map[string]bool{}
+	for _, i := range asked {
+		if i.err != nil {
+			return false
+		}
+		answered[i.pod.name+" "+i.pod.ip] = true
+	}
+	for _, p := range now {
+		if p.role == roleIstiod && !answered[p.name+" "+p.ip] {
+			return false
+		}
+	}
+	return len(asked) > 0
 }
 
 // inParallel runs jobs, at most `parallel` at a time.
