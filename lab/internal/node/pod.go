@@ -337,6 +337,10 @@ func (p *pod) prepare(ctx context.Context) (next time.Time, ok bool) {
 	}
 }
 
+// volumeLagAnnotation of a Pod delays changes of what it mounts ("60s"). Real kubelets take up to 90 s, each its own time; here it is
+// milliseconds otherwise.
+const volumeLagAnnotation = "lab.ambitmesh.dev/volume-lag"
+
 // refreshVolumes writes changed Secrets, ConfigMaps, labels and tokens into the running Pod.
 func (p *pod) refreshVolumes(ctx context.Context, next time.Time) {
 	changed := p.configChanged.wait()
@@ -346,6 +350,9 @@ func (p *pod) refreshVolumes(ctx context.Context, next time.Time) {
 			pause = min(pause, max(time.Until(next), 0))
 		}
 		if !wait(ctx, pause, changed) {
+			return
+		}
+		if lag, err := time.ParseDuration(p.current().Annotations[volumeLagAnnotation]); err == nil && !wait(ctx, lag, nil) {
 			return
 		}
 		changed = p.configChanged.wait()

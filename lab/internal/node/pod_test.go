@@ -63,7 +63,8 @@ func newWorld(t *testing.T, index int) *world {
 	f := informers.NewSharedInformerFactory(w.client, 0)
 	c := caches{pods: f.Core().V1().Pods().Lister(), secrets: f.Core().V1().Secrets().Lister(), configMaps: f.Core().V1().ConfigMaps().Lister(), services: f.Core().V1().Services().Lister()}
 	w.node = newProvider(ctx, cfg, w.client, c, record.NewFakeRecorder(1000))
-	if err := watchConfig(f, w.node); err != nil {
+	w.node.mesh = newAmbient(w.node, f.Core().V1().Namespaces().Lister())
+	if err := errors.Join(watchConfig(f, w.node), watchNamespaces(f, w.node.mesh)); err != nil {
 		t.Fatal(err)
 	}
 	w.node.NotifyPods(ctx, func(p *corev1.Pod) {
@@ -328,6 +329,19 @@ func TestSecretAppearsAndChangesInPlace(t *testing.T) {
 	wantSoon(t, "two", func() string { return get(t, base+"/etc/cacerts/ca.crt") })
 	t.Logf("changed in the Pod after %v", time.Since(began))
 	up := p.DeepCopy()
+	up.Annotations = map[string]string{volumeLagAnnotation: "500ms"}
+	if err := w.node.UpdatePod(w.ctx, up); err != nil {
+		t.Fatal(err)
+	}
+	secret.Data["ca.crt"] = []byte("three")
+	if _, err := w.client.CoreV1().Secrets("default").Update(w.ctx, secret, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	if got := get(t, base+"/etc/cacerts/ca.crt"); got != "two" {
+		t.Errorf("a late Pod has %q at once", got)
+	}
+	wantSoon(t, "three", func() string { return get(t, base+"/etc/cacerts/ca.crt") })
 	up.Labels["new"] = "label"
 	if err := w.node.UpdatePod(w.ctx, up); err != nil {
 		t.Fatal(err)
