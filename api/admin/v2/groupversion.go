@@ -14,7 +14,8 @@ func GroupVersion() schema.GroupVersion { return schema.GroupVersion{Group: Grou
 
 // AddToScheme registers the kinds of this package.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion(), &KubernetesCluster{}, &KubernetesClusterList{}, &Workspace{}, &WorkspaceList{}, &WorkspaceSettings{}, &WorkspaceSettingsList{})
+	s.AddKnownTypes(GroupVersion(), &KubernetesCluster{}, &KubernetesClusterList{}, &Workspace{}, &WorkspaceList{}, &WorkspaceSettings{}, &WorkspaceSettingsList{},
+		&RootTrustPolicy{}, &RootTrustPolicyList{}, &RotationRequest{}, &RotationRequestList{})
 	metav1.AddToGroupVersion(s, GroupVersion())
 	return nil
 }

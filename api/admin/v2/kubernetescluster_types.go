@@ -2,7 +2,6 @@ package v2
 
 import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
 )
 
 // ConnectionState is what the STATUS column shows.
@@ -122,9 +121,7 @@ type KubernetesClusterStatus struct {
 	ClockSkew string `json:"clockSkew,omitempty"`
 	// CaStatus tells the cluster's certificate authority and the phase of a rotation.
 	// +optional
-	// +kubebuilder:pruning:PreserveUnknownFields
-	// +kubebuilder:validation:Schemaless
-	CaStatus *runtime.RawExtension `json:"caStatus,omitempty"`
+	CaStatus *ClusterCAStatus `json:"caStatus,omitempty"`
 }
 
 // KubernetesCluster is a member of the mesh. Its name is the identity of the cluster: the name in its agent's certificate.
