@@ -1,12 +1,14 @@
-// Package policy_test is the operators' page's "AccessPolicy across all clusters", typed verbatim, and what may go wrong with it.
+// Package policy_test is the operators' page's "AccessPolicy across all clusters", typed verbatim, proven on the wire, and what may go wrong with it.
 //
-// The scenarios are numbered and run in order on one lab: each begins with what the one before left. What is looked at is what the real API servers and
-// istiods of the clusters have and accepted; the lab has no data plane yet that would show it on the wire.
+// The scenarios are numbered and run in order on one lab: each begins with what the one before left. `lab call` makes real calls: HBONE over mutual TLS between
+// workloads' identities, which istiods sign, authorized by what the destination's istiod sends its data plane.
 package policy_test
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -47,6 +49,33 @@ const (
 	rules   = `kubectl --context %s -n billing get authorizationpolicy -o jsonpath='{range .items[*]}{.spec}{"\n"}{end}'`
 )
 
+// calls tries calls until all end as wanted (true: allowed, false: denied by a policy), for at most limit.
+func calls(t *testing.T, limit time.Duration, want map[string]bool) {
+	t.Helper()
+	var script strings.Builder
+	for _, pair := range slices.Sorted(maps.Keys(want)) {
+		fmt.Fprintf(&script, "code=0; lab call %[1]s --state \"$PWD\" >call.txt 2>&1 || code=$?\necho \"%[1]s $code\"; [ $code -lt 2 ] || cat call.txt\n", pair)
+	}
+	var lines []string
+	for _, pair := range slices.Sorted(maps.Keys(want)) {
+		code := 1
+		if want[pair] {
+			code = 0
+		}
+		lines = append(lines, fmt.Sprintf("%s %d", pair, code))
+	}
+	lab.Eventually(t, limit, script.String(), func(out string) bool { return out == strings.Join(lines, "\n") })
+}
+
+func Test00OpenWithoutAPolicy(t *testing.T) {
+	calls(t, 60*time.Second, map[string]bool{
+		"payments/cluster-1 billing/cluster-1":             true,
+		"bookinfo/productpage/cluster-1 billing/cluster-1": true,
+		"payments/cluster-1 billing/cluster-2":             true,
+		"bookinfo/productpage/cluster-3 billing/cluster-2": true,
+	})
+}
+
 func Test01PageOnlyPaymentsMayCallBilling(t *testing.T) {
 	lab.Run(t, page)
 	lab.Eventually(t, 30*time.Second, fmt.Sprintf(status, "billing-allow-payments"), func(out string) bool { return out == "ACCEPTED 3/3" })
@@ -60,6 +89,19 @@ func Test01PageOnlyPaymentsMayCallBilling(t *testing.T) {
 	}
 	if out := lab.Run(t, fmt.Sprintf(objects, "prod-eu-west-3")); out != "" {
 		t.Errorf("a cluster that is not registered has %s", out)
+	}
+	calls(t, 20*time.Second, map[string]bool{
+		"payments/cluster-1 billing/cluster-1":              true,
+		"payments/cluster-1 billing/cluster-2":              true,
+		"payments/cluster-3 billing/cluster-1":              true,
+		"bookinfo/productpage/cluster-1 billing/cluster-1":  false,
+		"bookinfo/productpage/cluster-1 billing/cluster-2":  false,
+		"bookinfo/reviews/cluster-3 billing/cluster-3":      false,
+		"bookinfo/productpage/cluster-1 payments/cluster-1": true, // nobody guards payments
+	})
+	because := lab.Try(t, `lab call bookinfo/reviews/cluster-3 billing/cluster-1 --state "$PWD"`)
+	if because.Code != 1 || !strings.Contains(because.Out, "billing/accesspolicy-billing-allow-payments") || !strings.Contains(because.Out, "east-west gateway") {
+		t.Errorf("exit %d: %s%s", because.Code, because.Out, because.Err)
 	}
 }
 
@@ -96,8 +138,15 @@ func Test03AnEmptySelectionDenies(t *testing.T) {
 	if deny != `{"action":"ALLOW","selector":{"matchLabels":{"app":"payments"}}} True` {
 		t.Errorf("an empty selection became %s", deny)
 	}
+	calls(t, 20*time.Second, map[string]bool{
+		"bookinfo/productpage/cluster-1 payments/cluster-1": false,
+		"billing/cluster-2 payments/cluster-2":              false,
+		"billing/cluster-2 payments/cluster-3":              false,
+		"payments/cluster-1 billing/cluster-1":              true,
+	})
 	lab.Run(t, `kubectl --context mgmt -n gloo-mesh delete accesspolicy nobody`)
 	lab.Eventually(t, 20*time.Second, `kubectl --context cluster-1 -n payments get authorizationpolicy -o name`, func(out string) bool { return out == "" })
+	calls(t, 20*time.Second, map[string]bool{"bookinfo/productpage/cluster-1 payments/cluster-1": true, "billing/cluster-2 payments/cluster-2": true})
 }
 
 // junior is what the page's junior engineer does to "unblock the incident".
@@ -125,6 +174,7 @@ echo $(( ($(date +%s%N)-began)/1000000 ))`)
 		func(out string) bool {
 			return strings.Contains(out, "cluster-2") && strings.Contains(out, "kubectl-edit")
 		})
+	calls(t, 10*time.Second, map[string]bool{"bookinfo/productpage/cluster-2 billing/cluster-2": false})
 }
 
 func Test05SomethingElseAllowsMore(t *testing.T) {
@@ -134,6 +184,7 @@ kind: AuthorizationPolicy
 metadata: { name: unblock, namespace: billing }
 spec: { action: ALLOW, rules: [{ from: [{ source: { principals: ["*"] } }] }] }
 EOF`)
+	calls(t, 10*time.Second, map[string]bool{"bookinfo/productpage/cluster-3 billing/cluster-3": true})
 	lab.Eventually(t, 10*time.Second, `kubectl --context mgmt -n gloo-mesh get accesspolicy billing-allow-payments -o jsonpath='{.status.conditions[?(@.type=="Enforced")].reason} {.status.clusters[?(@.cluster=="cluster-3")].widened}'`,
 		func(out string) bool {
 			return strings.HasPrefix(out, "Widened") && strings.Contains(out, "billing/unblock")
@@ -158,11 +209,16 @@ func Test06BreakGlass(t *testing.T) {
 	if out := lab.Run(t, fmt.Sprintf(rules, "cluster-1")); out != before {
 		t.Errorf("cluster-1, which has no override: %s", out)
 	}
+	calls(t, 0, map[string]bool{
+		"bookinfo/productpage/cluster-2 billing/cluster-2": true,
+		"bookinfo/productpage/cluster-1 billing/cluster-1": false,
+	})
 	// It ends by itself.
 	lab.Eventually(t, 90*time.Second, fmt.Sprintf(status, "billing-allow-payments")+`; kubectl --context mgmt -n gloo-mesh get policyoverride -o name`, func(out string) bool { return out == "ACCEPTED 3/3" })
 	if out := lab.Run(t, fmt.Sprintf(rules, "cluster-2")); out != before {
 		t.Errorf("after the override: %s", out)
 	}
+	calls(t, 10*time.Second, map[string]bool{"bookinfo/productpage/cluster-2 billing/cluster-2": false})
 }
 
 func Test07AClusterThatIsAway(t *testing.T) {
@@ -177,6 +233,11 @@ func Test07AClusterThatIsAway(t *testing.T) {
 	}
 	lab.Run(t, `lab partition cluster-3 off --state "$PWD"`)
 	lab.Eventually(t, 90*time.Second, fmt.Sprintf(status, "billing-allow-payments"), func(out string) bool { return out == "ACCEPTED 3/3" })
+	calls(t, 20*time.Second, map[string]bool{
+		"bookinfo/productpage/cluster-3 billing/cluster-3": true,
+		"payments/cluster-3 billing/cluster-3":             false,
+		"bookinfo/productpage/cluster-3 billing/cluster-1": true,
+	})
 }
 
 func Test08MistakesAreNamed(t *testing.T) {
@@ -258,6 +319,10 @@ func Test10AClusterThatJoinsLater(t *testing.T) {
 	lab.Run(t, page)
 	lab.Run(t, `meshctl cluster register prod-eu-west-3 --mgmt-context mgmt --remote-context prod-eu-west-3`)
 	lab.Eventually(t, 30*time.Second, fmt.Sprintf(status, "billing-allow-payments"), func(out string) bool { return out == "ACCEPTED 4/4" })
+	calls(t, 20*time.Second, map[string]bool{
+		"payments/prod-eu-west-3 billing/prod-eu-west-3":             true,
+		"bookinfo/productpage/prod-eu-west-3 billing/prod-eu-west-3": false,
+	})
 }
 
 func Test11DeletingOpensAgain(t *testing.T) {
@@ -265,4 +330,8 @@ func Test11DeletingOpensAgain(t *testing.T) {
 	for _, c := range []string{"cluster-1", "cluster-2", "cluster-3", "prod-eu-west-3"} {
 		lab.Eventually(t, 20*time.Second, fmt.Sprintf(objects, c), func(out string) bool { return out == "" })
 	}
+	calls(t, 20*time.Second, map[string]bool{
+		"bookinfo/productpage/cluster-1 billing/cluster-1": true,
+		"bookinfo/productpage/cluster-1 billing/cluster-2": true,
+	})
 }
