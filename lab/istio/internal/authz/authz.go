@@ -223,6 +223,9 @@ func describe(p *security.Authorization) string {
 			for _, m := range r.GetMatches() {
 				ms = append(ms, describeMatch(m))
 			}
+			if len(ms) == 0 {
+				ms = []string{"nothing"}
+			}
 			rules = append(rules, strings.Join(ms, " or "))
 		}
 		if len(rules) == 0 {
