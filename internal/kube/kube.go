@@ -19,13 +19,14 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	issuancev2 "ambitmesh.dev/ambit/api/issuance/v2"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 )
 
 // Scheme returns the kinds the server and the agent use. Few on purpose: every known kind costs memory.
 func Scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, coordinationv1.AddToScheme, admissionv1.AddToScheme, adminv2.AddToScheme, securityv2.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, coordinationv1.AddToScheme, admissionv1.AddToScheme, adminv2.AddToScheme, securityv2.AddToScheme, issuancev2.AddToScheme} {
 		if err := add(s); err != nil {
 			return nil, fmt.Errorf("register kinds: %w", err)
 		}
@@ -45,6 +46,10 @@ func Mapper() meta.RESTMapper {
 		admissionv1.SchemeGroupVersion:    {"MutatingWebhookConfiguration": meta.RESTScopeRoot, "ValidatingWebhookConfiguration": meta.RESTScopeRoot},
 		adminv2.GroupVersion(): {
 			"KubernetesCluster": meta.RESTScopeNamespace, "Workspace": meta.RESTScopeNamespace, "WorkspaceSettings": meta.RESTScopeNamespace,
+			"RootTrustPolicy": meta.RESTScopeNamespace, "RotationRequest": meta.RESTScopeNamespace,
+		},
+		issuancev2.GroupVersion(): {
+			"IssuedCertificate": meta.RESTScopeNamespace, "CertificateRequest": meta.RESTScopeNamespace, "PodBounceDirective": meta.RESTScopeNamespace,
 		},
 		securityv2.GroupVersion(): {"AccessPolicy": meta.RESTScopeNamespace, "PolicyOverride": meta.RESTScopeNamespace},
 	} {

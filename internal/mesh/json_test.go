@@ -132,6 +132,8 @@ func (f filler) fill(v reflect.Value, depth int) {
 		v.SetInt(f.Int64N(1 << 31))
 	case reflect.Uint8, reflect.Uint32:
 		v.SetUint(f.Uint64N(256))
+	case reflect.Float64:
+		v.SetFloat(float64(f.IntN(100)) / 100)
 	default:
 		panic("a field of a kind that the test does not know: " + v.Type().String())
 	}

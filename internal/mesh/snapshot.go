@@ -24,6 +24,9 @@ type Snapshot struct {
 	Workspaces []*Workspace
 	Settings   []*WorkspaceSettings
 	Overrides  []*Override
+	// RootPolicies and RotationRequests are those of the admin namespace, in the same way.
+	RootPolicies     []*RootTrustPolicy
+	RotationRequests []*RotationRequest
 }
 
 // Cluster is a registered cluster and what its agent reported.

@@ -22,6 +22,8 @@ type sources struct {
 	workspaces kind[mesh.Workspace]
 	settings   kind[mesh.WorkspaceSettings]
 	overrides  kind[mesh.Override]
+	roots      kind[mesh.RootTrustPolicy]
+	requests   kind[mesh.RotationRequest]
 	all        map[mesh.Ref]bool   // overrides
 	invalid    map[mesh.Ref]string // those of them that break a rule: never in force
 
@@ -53,14 +55,18 @@ func refOf(o client.Object) (ref mesh.Ref, ok bool) {
 		ref.Group, ref.Version, ref.Kind = admin.Group, admin.Version, "Workspace"
 	case *adminv2.WorkspaceSettings:
 		ref.Group, ref.Version, ref.Kind = admin.Group, admin.Version, "WorkspaceSettings"
+	case *adminv2.RootTrustPolicy:
+		ref.Group, ref.Version, ref.Kind = admin.Group, admin.Version, "RootTrustPolicy"
+	case *adminv2.RotationRequest:
+		ref.Group, ref.Version, ref.Kind = admin.Group, admin.Version, "RotationRequest"
 	default:
 		return ref, false
 	}
 	return ref, true
 }
 
-// Put takes up an AccessPolicy, Workspace, WorkspaceSettings, PolicyOverride or Namespace (metadata) as the API server has it now, and says whether translation may
-// come out differently: a change of status alone does not count. The object must not be changed afterwards.
+// Put takes up an AccessPolicy, Workspace, WorkspaceSettings, PolicyOverride, RootTrustPolicy, RotationRequest or Namespace (metadata) as the API server has it now, and
+// says whether decisions may come out differently: a change of status alone does not count, but for what a RotationRequest's remembers. The object must not be changed afterwards.
 func (s *State) Put(o client.Object) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -79,7 +85,7 @@ func (s *State) Put(o client.Object) bool {
 	src.objects[ref] = o
 	src.changed[ref] = true
 	if was != nil && was.GetUID() == o.GetUID() && was.GetGeneration() == o.GetGeneration() && maps.Equal(was.GetLabels(), o.GetLabels()) &&
-		was.GetAnnotations()[securityv2.AnnotationChangedBy] == o.GetAnnotations()[securityv2.AnnotationChangedBy] {
+		was.GetAnnotations()[securityv2.AnnotationChangedBy] == o.GetAnnotations()[securityv2.AnnotationChangedBy] && sameMemory(was, o) {
 		return false
 	}
 	src.edit(ref, o, s.cfg.Invalid(o))
@@ -163,6 +169,10 @@ func (s *sources) remove(ref mesh.Ref) bool {
 		s.workspaces.edit(ref, nil)
 	case "WorkspaceSettings":
 		s.settings.edit(ref, nil)
+	case "RootTrustPolicy":
+		s.roots.edit(ref, nil)
+	case "RotationRequest":
+		s.requests.edit(ref, nil)
 	}
 	return true
 }
@@ -178,6 +188,10 @@ func (s *sources) edit(ref mesh.Ref, o client.Object, invalid string) {
 		s.workspaces.edit(ref, &mesh.Workspace{Source: ref, UID: string(o.UID), Generation: o.Generation, Labels: o.Labels, Spec: o.Spec, Invalid: invalid})
 	case *adminv2.WorkspaceSettings:
 		s.settings.edit(ref, &mesh.WorkspaceSettings{Source: ref, UID: string(o.UID), Generation: o.Generation, Created: o.CreationTimestamp.UTC(), Spec: o.Spec, Invalid: invalid})
+	case *adminv2.RootTrustPolicy:
+		s.roots.edit(ref, rootPolicy(ref, o, invalid))
+	case *adminv2.RotationRequest:
+		s.requests.edit(ref, rotationRequest(ref, o, invalid))
 	case *securityv2.PolicyOverride:
 		s.all[ref] = true
 		if invalid != "" {
@@ -236,6 +250,8 @@ func (s *sources) take(snap *mesh.Snapshot, src *Sources, now time.Time) {
 	snap.Policies = s.policies.take(func(p *mesh.AccessPolicy) mesh.Ref { return p.Source })
 	snap.Workspaces = s.workspaces.take(func(w *mesh.Workspace) mesh.Ref { return w.Source })
 	snap.Settings = s.settings.take(func(w *mesh.WorkspaceSettings) mesh.Ref { return w.Source })
+	snap.RootPolicies = s.roots.take(func(p *mesh.RootTrustPolicy) mesh.Ref { return p.Source })
+	snap.RotationRequests = s.requests.take(func(r *mesh.RotationRequest) mesh.Ref { return r.Source })
 	for _, o := range s.overrides.take(func(o *mesh.Override) mesh.Ref { return o.Source }) {
 		if !o.Until.After(now) {
 			src.Ended = append(src.Ended, o.Source)

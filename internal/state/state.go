@@ -29,7 +29,7 @@ type Config struct {
 	Namespace         string
 	ServerVersion     string
 	ManagementCluster string
-	// Invalid says what is wrong with a KubernetesCluster, AccessPolicy, Workspace, WorkspaceSettings or PolicyOverride, empty for nothing. The webhook refuses
+	// Invalid says what is wrong with a KubernetesCluster or an object that Put takes, empty for nothing. The webhook refuses
 	// such objects; this is for those that came past it.
 	Invalid func(client.Object) string
 	Log     *slog.Logger

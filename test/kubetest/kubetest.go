@@ -30,6 +30,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	issuancev2 "ambitmesh.dev/ambit/api/issuance/v2"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 )
 
@@ -93,7 +94,7 @@ func start(t testing.TB) (*envtest.Environment, *rest.Config) {
 func Client(t testing.TB, cfg *rest.Config) client.WithWatch {
 	t.Helper()
 	s := kruntime.NewScheme()
-	for _, add := range []func(*kruntime.Scheme) error{clientgoscheme.AddToScheme, apiextensionsv1.AddToScheme, adminv2.AddToScheme, securityv2.AddToScheme} {
+	for _, add := range []func(*kruntime.Scheme) error{clientgoscheme.AddToScheme, apiextensionsv1.AddToScheme, adminv2.AddToScheme, securityv2.AddToScheme, issuancev2.AddToScheme} {
 		if err := add(s); err != nil {
 			t.Fatal(err)
 		}

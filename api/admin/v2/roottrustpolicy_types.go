@@ -200,6 +200,14 @@ type RotationOptions struct {
 	// CrossSign has the new root certified by the old one as well, and sent along while the signers change: a seat belt for verifiers that can't be seen. Absent: false.
 	// +optional
 	CrossSign bool `json:"crossSign,omitempty"`
+	// LongestLeaf is the longest certificate that anything in the mesh asks istiod for, if you vouch for it ("24h" is what ztunnel and proxies ask for): where a verifier can't be
+	// seen, a rotation waits so long. Absent: what istiod would grant at most (MAX_WORKLOAD_CERT_TTL, 90 days by default).
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('2160h')",message="want 1m to 2160h, such as 24h"
+	// +optional
+	LongestLeaf *metav1.Duration `json:"longestLeaf,omitempty"`
+	// ForeignClients: something that can't be probed has certificates from istiod (VMs, clients of your own). A rotation then always waits for the longest leaf. Absent: false.
+	// +optional
+	ForeignClients bool `json:"foreignClients,omitempty"`
 }
 
 // AnnotationAbandonRotation set to "true" lets a policy be deleted in the middle of a rotation.

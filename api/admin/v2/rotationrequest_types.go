@@ -5,7 +5,7 @@ import (
 )
 
 // RotationAction is what somebody asks of a rotation.
-// +kubebuilder:validation:Enum=Rotate;Pause;Resume;Rollback;Fence;Revoke
+// +kubebuilder:validation:Enum=Rotate;Pause;Resume;Rollback;Fence;Unfence;Revoke
 type RotationAction string
 
 // The actions.
@@ -15,6 +15,7 @@ const (
 	ActionResume   RotationAction = "Resume"   // go on
 	ActionRollback RotationAction = "Rollback" // go back to the old root, as far as that is safe
 	ActionFence    RotationAction = "Fence"    // go on without these clusters; the others cut them off
+	ActionUnfence  RotationAction = "Unfence"  // let these clusters back in: they are waited for again
 	ActionRevoke   RotationAction = "Revoke"   // put the intermediates of these clusters on the revocation list, everywhere
 )
 
@@ -25,7 +26,7 @@ type RotationRequestState string
 // The states of a request.
 const (
 	RequestPending RotationRequestState = "Pending" // not taken up yet
-	RequestDone    RotationRequestState = "Done"    // taken up: the policy's status says how it goes on
+	RequestDone    RotationRequestState = "Done"    // taken up, and remembered: the policy's status says how it goes on
 	RequestRefused RotationRequestState = "Refused" // it does not apply; the message says why
 )
 
@@ -33,8 +34,8 @@ const (
 //
 // +kubebuilder:pruning:PreserveUnknownFields
 // +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a request can't be changed, so that the record stays true: create another"
-// +kubebuilder:validation:XValidation:rule="!(self.action in ['Fence', 'Revoke']) || has(self.clusters) && size(self.clusters) > 0",message="which clusters? Fence and Revoke need them"
-// +kubebuilder:validation:XValidation:rule="self.action in ['Fence', 'Revoke'] || !has(self.clusters) || size(self.clusters) == 0",message="only Fence and Revoke are of single clusters"
+// +kubebuilder:validation:XValidation:rule="!(self.action in ['Fence', 'Unfence', 'Revoke']) || has(self.clusters) && size(self.clusters) > 0",message="which clusters? Fence, Unfence and Revoke need them"
+// +kubebuilder:validation:XValidation:rule="self.action in ['Fence', 'Unfence', 'Revoke'] || !has(self.clusters) || size(self.clusters) == 0",message="only Fence, Unfence and Revoke are of single clusters"
 // +kubebuilder:validation:XValidation:rule="self.action == 'Rotate' || !has(self.emergency) || !self.emergency",message="only Rotate can be an emergency"
 type RotationRequestSpec struct {
 	// Policy is the name of a RootTrustPolicy of the same namespace.
@@ -43,7 +44,7 @@ type RotationRequestSpec struct {
 	Policy string `json:"policy"`
 	// Action that is asked for.
 	Action RotationAction `json:"action"`
-	// Clusters that Fence or Revoke is about.
+	// Clusters that Fence, Unfence or Revoke is about.
 	// +kubebuilder:validation:MaxItems=1000
 	// +kubebuilder:validation:items:MaxLength=63
 	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
@@ -66,6 +67,9 @@ type RotationRequestStatus struct {
 	// Message says what was done, or why it was refused and what to do instead.
 	// +optional
 	Message string `json:"message,omitempty"`
+	// Generation of the root that it is about: Rotate wants one of at least this generation, Rollback does not want that of this generation.
+	// +optional
+	Generation int64 `json:"generation,omitempty"`
 	// By is the user who created it, as the API server authenticated them.
 	// +optional
 	By string `json:"by,omitempty"`

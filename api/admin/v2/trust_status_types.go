@@ -8,14 +8,15 @@ import (
 // RotationPhase is how far a rotation of the root is: of a whole mesh in a RootTrustPolicy, of one cluster in caStatus.
 type RotationPhase string
 
-// The phases, in order. A rotation ends where it began, at Steady.
+// The phases, in order. After Finished it is Steady again.
 const (
-	PhaseSteady      RotationPhase = "Steady"      // one root signs and is trusted, passive ones are trusted
-	PhasePreparing   RotationPhase = "Preparing"   // the new root and intermediates are made and verified; nothing uses them
-	PhaseTrustAdd    RotationPhase = "TrustAdd"    // both roots are trusted, the old one signs
-	PhaseSignNew     RotationPhase = "SignNew"     // both roots are trusted, the new one signs
-	PhaseTrustDrop   RotationPhase = "TrustDrop"   // the new root signs, the old one is being dropped
-	PhaseRollingBack RotationPhase = "RollingBack" // on the way back to the old root
+	PhaseSteady       RotationPhase = "Steady"       // one root signs; it is trusted, and the passive ones
+	PhasePreparing    RotationPhase = "Preparing"    // intermediates under the new root are made and verified; nothing uses them
+	PhaseAddingRoot   RotationPhase = "AddingRoot"   // both roots are trusted, the old one signs
+	PhaseSwitching    RotationPhase = "Switching"    // both roots are trusted, the new one signs, on the canary first
+	PhaseDroppingRoot RotationPhase = "DroppingRoot" // the new root signs, the old one is being dropped
+	PhaseFinished     RotationPhase = "Finished"     // the keys under the old root are destroyed
+	PhaseRollingBack  RotationPhase = "RollingBack"  // on the way back to the old root
 )
 
 // RootRole is what a root is for.
