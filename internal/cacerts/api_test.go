@@ -111,6 +111,7 @@ func newSite(t *testing.T) *site {
 	s.kube = kubetest.Client(t, s.cfg)
 	s.namespace = kubetest.Namespace(t, s.kube)
 	s.source = synclog.NewSource("life")
+	s.source.SetComplete(true)
 	s.start()
 	t.Cleanup(func() { s.stop() })
 	return s
