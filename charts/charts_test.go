@@ -2,6 +2,7 @@ package charts_test
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"io"
 	"os"
@@ -10,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"helm.sh/helm/v4/pkg/action"
 	"helm.sh/helm/v4/pkg/chart/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
@@ -78,7 +79,7 @@ func TestGolden(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(string(want), got); diff != "" {
+			if diff := gocmp.Diff(string(want), got); diff != "" {
 				t.Errorf("%s (-want +got; UPDATE=1 rewrites it):\n%s", golden, diff)
 			}
 		})
@@ -162,22 +163,30 @@ var writtenEverywhere = map[string][]string{
 	},
 }
 
-// TestLeastPrivilege: no wildcard, Secrets only by a Role in the release's namespace, and no right to give rights.
+// elsewhere are the Roles in other namespaces than the release's.
+var elsewhere = map[string]string{"gloo-mesh-agent-trust": "istio-system"}
+
+// TestLeastPrivilege: no wildcard, Secrets only by a Role in the release's namespace or by name in istiod's, and no right to give rights.
 func TestLeastPrivilege(t *testing.T) {
 	manifest, err := render(t, charts.Platform, everything())
 	if err != nil {
 		t.Fatal(err)
 	}
 	roles, clusterRoles := documents[rbacv1.Role](t, manifest, "Role"), documents[rbacv1.ClusterRole](t, manifest, "ClusterRole")
-	if len(roles) != 2 || len(clusterRoles) != 2 {
+	if len(roles) != 3 || len(clusterRoles) != 3 {
 		t.Fatalf("%d Roles, %d ClusterRoles: the test would prove nothing", len(roles), len(clusterRoles))
 	}
 	var rules []rbacv1.PolicyRule
 	for _, r := range roles {
-		if r.Namespace != "gloo-mesh" {
+		if want := cmp.Or(elsewhere[r.Name], "gloo-mesh"); r.Namespace != want {
 			t.Errorf("Role %s is in namespace %q", r.Name, r.Namespace)
 		}
 		rules = append(rules, r.Rules...)
+		for _, rule := range r.Rules {
+			if elsewhere[r.Name] != "" && slices.Contains(rule.Resources, "secrets") && len(rule.ResourceNames) == 0 && !slices.Equal(rule.Verbs, []string{"create"}) {
+				t.Errorf("Role %s in %s has rights to every Secret there: %v", r.Name, r.Namespace, rule)
+			}
+		}
 	}
 	for _, r := range clusterRoles {
 		rules = append(rules, r.Rules...)
@@ -199,6 +208,44 @@ func TestLeastPrivilege(t *testing.T) {
 		}
 		if slices.Contains(rule.APIGroups, rbacv1.GroupName) || slices.ContainsFunc(rule.Verbs, func(v string) bool { return slices.Contains([]string{"escalate", "bind", "impersonate"}, v) }) {
 			t.Errorf("a right to give rights: %v", rule)
+		}
+	}
+}
+
+// Restarts of gateways are allowed where they are asked for, and the rights to trust can be taken away as a whole.
+func TestTrustRights(t *testing.T) {
+	with := func(trust map[string]any) (roles []string, patches bool) {
+		manifest, err := render(t, charts.Platform, map[string]any{"common": map[string]any{"cluster": "c1"}, "glooAgent": map[string]any{"enabled": true, "relay": map[string]any{"serverAddress": "m:9900"}, "trust": trust}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range documents[rbacv1.Role](t, manifest, "Role") {
+			roles = append(roles, r.Namespace+"/"+r.Name)
+		}
+		for _, r := range documents[rbacv1.ClusterRole](t, manifest, "ClusterRole") {
+			patches = patches || slices.ContainsFunc(r.Rules, func(rule rbacv1.PolicyRule) bool {
+				return slices.Contains(rule.Resources, "deployments") && slices.Contains(rule.Verbs, "patch")
+			})
+		}
+		slices.Sort(roles)
+		if probes := strings.Contains(manifest, "--istio-token-file"); probes != (len(roles) > 1) || probes != strings.Contains(manifest, "audience: istio-ca") {
+			t.Errorf("%v: probes %t, Roles %v", trust, probes, roles)
+		}
+		return roles, patches
+	}
+	for _, tt := range []struct {
+		trust   map[string]any
+		roles   []string
+		patches bool
+	}{
+		{map[string]any{"enabled": false}, []string{"gloo-mesh/gloo-mesh-agent"}, false},
+		{map[string]any{"istioNamespace": "istio"}, []string{"gloo-mesh/gloo-mesh-agent", "istio/gloo-mesh-agent-trust"}, false},
+		{map[string]any{"restartNamespaces": []any{"ingress", "istio-system"}}, []string{"gloo-mesh/gloo-mesh-agent", "ingress/gloo-mesh-agent-restarts", "istio-system/gloo-mesh-agent-trust"}, false},
+		{map[string]any{"restartNamespaces": []any{"*"}}, []string{"gloo-mesh/gloo-mesh-agent", "istio-system/gloo-mesh-agent-trust"}, true},
+	} {
+		roles, patches := with(tt.trust)
+		if d := gocmp.Diff(tt.roles, roles); d != "" || patches != tt.patches {
+			t.Errorf("%v: %s, patches everywhere %t", tt.trust, d, patches)
 		}
 	}
 }

@@ -74,6 +74,8 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	f.StringVar(&cfg.Secrets.Registration, "relay-registration-token-secret", cfg.Secrets.Registration, "Secret of the single-use registration token")
 	f.StringVar(&cfg.Secrets.Identity, "relay-identity-token-secret", cfg.Secrets.Identity, "Secret of the shared token, if that is how clusters enrol")
 	f.StringVar(&cfg.Secrets.IdentityKey, "relay-identity-token-key", cfg.Secrets.IdentityKey, "key in the Secret of the shared token")
+	f.StringVar(&cfg.IstioNamespace, "istio-namespace", cfg.IstioNamespace, "namespace that istiod runs in")
+	f.StringVar(&cfg.IstioTokenFile, "istio-token-file", "", "file with a token of the agent's service account for audience istio-ca, by which it asks istiod for a certificate to see what it signs with; empty: nothing is probed")
 	f.Float64Var(&cfg.RenewRatio, "client-certificate-renewal-ratio", 0, "part of a certificate's life after which it is renewed (default 0.5)")
 	f.StringVar(&cfg.BindAddress, "bind-address", "", "host or IP address for every listener that names none; empty: all")
 	f.StringVar(&cfg.HealthAddress, "health-address", cfg.HealthAddress, "HOST:PORT of /healthz and /readyz, or \"off\"")

@@ -68,10 +68,15 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	inventory := synclog.NewSource(rand.Text())
 	store := newIdentityStore(kube.client, cfg.Namespace, cfg.Secrets)
 	applier := apply.New(apply.Config{Client: kube.client, Get: kube.get, Namespace: cfg.Namespace, Outcomes: inventory, Log: log.With("stage", "apply")})
+	trust := newTrust(cfg, kube, inventory, log)
 	spoke, err := relay.NewSpoke(relay.SpokeConfig{
 		ServerAddress: cfg.Server, Authority: cfg.Authority, Cluster: cfg.Cluster, UID: uid, Version: version.Version,
-		Identity: store, Inventory: inventory, OnDesired: applier.Desired, RenewRatio: cfg.RenewRatio, Log: log.With("stage", "relay"),
+		Identity: store, Inventory: inventory, RenewRatio: cfg.RenewRatio, Log: log.With("stage", "relay"),
 		Dial: dial,
+		OnDesired: func(ctx context.Context, c synclog.Changes) {
+			applier.Desired(ctx, c)
+			trust.desired(c)
+		},
 	})
 	if err != nil {
 		return err
@@ -80,6 +85,8 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	log.Info("agent started", "cluster", cfg.Cluster, "version", version.Version, "server", cfg.Server, "kubeSystemUID", uid, "kubernetes", kubernetes)
 	start(task{"relay", spoke.Run})
 	start(task{"apply", applier.Run})
+	start(task{"cacerts", trust.keeper.Run})
+	start(task{"probe", trust.run})
 	start(task{"observe", func(ctx context.Context) error {
 		return observe.Run(ctx, observe.Config{Client: kube.client, Source: inventory, Log: log.With("stage", "observe"), KubernetesVersion: kubernetes})
 	}})

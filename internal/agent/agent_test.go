@@ -167,7 +167,10 @@ func TestLeastRights(t *testing.T) {
 	rule := func(group, resources, verbs string, names ...string) rbacv1.PolicyRule {
 		return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: strings.Split(resources, ","), Verbs: strings.Split(verbs, ","), ResourceNames: names}
 	}
+	s.cfg.IstioNamespace, s.cfg.IstioTokenFile = s.namespace, tokenFile(t)
 	s.actAs([]rbacv1.PolicyRule{
+		rule("", "secrets", "get,list,watch,update", "cacerts", "gloo-mesh-cacerts-keys"), // in istiod's namespace, as deployments
+		rule("apps", "deployments", "patch"),
 		rule("", "secrets", "create"), // its own, at enrolment; a create can't be bound to a name
 		rule("", "secrets", "get,list,watch,update,delete", s.cfg.Secrets.Root, s.cfg.Secrets.Client, s.cfg.Secrets.Registration, s.cfg.Secrets.Identity),
 		rule("", "configmaps", "get,list,watch,create,patch,delete"),
@@ -176,7 +179,8 @@ func TestLeastRights(t *testing.T) {
 		rule("", "namespaces,services,serviceaccounts,pods", "list,watch"),
 		rule("apps", "deployments,statefulsets,daemonsets", "list,watch"),
 		rule("batch", "jobs,cronjobs", "list,watch"),
-		rule("", "configmaps", "list,watch", "istio"),
+		rule("", "configmaps", "list,watch", "istio", "istio-ca-root-cert"),
+		rule("admissionregistration.k8s.io", "mutatingwebhookconfigurations,validatingwebhookconfigurations", "list,watch"),
 		rule("gateway.networking.k8s.io", "gateways", "list,watch"),
 		rule("security.istio.io", "authorizationpolicies", "get,list,watch,create,update,patch,delete"),
 		rule("security.istio.io", "peerauthentications", "get,list,watch,create,update,patch,delete"),
@@ -203,6 +207,7 @@ func TestLeastRights(t *testing.T) {
 	}
 	s.within(10*time.Second, "drift is put back", func() bool { return strings.HasPrefix(s.value("one"), "1 ") })
 	policies(t, s, h)
+	trusts(t, s, h)
 	chain, key, err := h.family.NewClient(name, time.Now(), time.Hour)
 	if err != nil {
 		t.Fatal(err)

@@ -30,6 +30,8 @@ type Config struct {
 	Authority string // name in the server's certificate
 	Secrets   Secrets
 
+	IstioNamespace string  // where istiod runs
+	IstioTokenFile string  // the service account's token for audience istio-ca; empty: nothing is probed
 	RenewRatio     float64 // of a certificate's life after which it is renewed; 0: the default
 	Kubeconfig     string  // empty: the cluster this Pod runs in
 	Context        string
@@ -41,7 +43,7 @@ type Config struct {
 // DefaultConfig returns the defaults.
 func DefaultConfig() Config {
 	return Config{
-		Namespace: "gloo-mesh", Authority: "gloo-mesh-mgmt-server.gloo-mesh",
+		Namespace: "gloo-mesh", IstioNamespace: "istio-system", Authority: "gloo-mesh-mgmt-server.gloo-mesh",
 		Secrets: Secrets{
 			Root: "relay-root-tls-secret", Client: "relay-client-tls-secret", Registration: "relay-registration-token",
 			Identity: "relay-identity-token-secret", IdentityKey: "token",
@@ -64,6 +66,9 @@ func (c Config) Validate() error {
 	}
 	if c.Namespace == "" {
 		errs = append(errs, errors.New("--namespace is empty: want the namespace of the agent's Secrets"))
+	}
+	if c.IstioNamespace == "" {
+		errs = append(errs, errors.New("--istio-namespace is empty: want the namespace that istiod runs in"))
 	}
 	if c.RenewRatio < 0 || c.RenewRatio >= 1 {
 		errs = append(errs, fmt.Errorf("--client-certificate-renewal-ratio %v: want a number between 0 and 1, e.g. 0.5 for half of the certificate's life", c.RenewRatio))
