@@ -388,7 +388,10 @@ func TestForeignOwner(t *testing.T) {
 		c := s.secret(CACertsName)
 		return c != nil && c.Type == corev1.SecretTypeOpaque && c.Data["tls.crt"] == nil && bytes.Equal(c.Data["root-cert.pem"], d.Bundle)
 	})
-	s.within("ours", func() bool { st := s.keeper.State(); return st.Secret.Owner == mesh.OwnerValue && len(st.Problems) == 0 })
+	s.within("ours", func() bool {
+		st := s.keeper.State()
+		return st.Secret.Owner == mesh.OwnerValue && len(st.Problems) == 0
+	})
 
 	// It comes back: that is not fought.
 	c := s.secret(CACertsName)

@@ -2,6 +2,7 @@ package cacerts
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"maps"
 	"slices"
@@ -9,7 +10,6 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"ambitmesh.dev/ambit/internal/mesh"
 )
@@ -276,7 +276,7 @@ func (p *pass) put(act action, files map[string][]byte) error {
 	dress(u, files, p.k.cfg.Cluster, p.d.Policy)
 	if act == replace {
 		uid, version := p.cacerts.object.GetUID(), p.cacerts.object.GetResourceVersion()
-		if err := p.k.secrets.Delete(p.ctx, CACertsName, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: (*types.UID)(&uid), ResourceVersion: &version}}); err != nil {
+		if err := p.k.secrets.Delete(p.ctx, CACertsName, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid, ResourceVersion: &version}}); err != nil {
 			return err
 		}
 	}
@@ -295,11 +295,11 @@ func (p *pass) put(act action, files map[string][]byte) error {
 
 // describe fills in what the observation says.
 func (p *pass) describe() {
+	var certs []*x509.Certificate
 	var problems []string
-	var certs = p.state.Mentioned
 	p.state.Secret, certs, problems = describe(p.cacerts)
 	p.state.Problems = append(p.state.Problems, problems...)
-	p.state.Mentioned = certs
+	p.state.Mentioned = slices.Clone(certs)
 	p.state.Known = append(p.state.Known, certs...)
 	for _, id := range slices.Sorted(maps.Keys(p.slots)) {
 		s := mesh.Slot{ID: id, PublicKey: p.slots[id].public(), Checked: p.checked[id]}

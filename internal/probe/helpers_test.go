@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -139,12 +138,12 @@ func caSchema(t testing.TB) protoreflect.FileDescriptor {
 	}
 	const optional, repeated = descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL, descriptorpb.FieldDescriptorProto_LABEL_REPEATED
 	fd, err := protodesc.NewFile(&descriptorpb.FileDescriptorProto{
-		Name: proto.String("ca.proto"), Package: proto.String("istio.v1.auth"), Syntax: proto.String("proto3"),
+		Name: new("ca.proto"), Package: new("istio.v1.auth"), Syntax: new("proto3"),
 		MessageType: []*descriptorpb.DescriptorProto{
-			{Name: proto.String("IstioCertificateRequest"), Field: []*descriptorpb.FieldDescriptorProto{
+			{Name: new("IstioCertificateRequest"), Field: []*descriptorpb.FieldDescriptorProto{
 				field("csr", 1, descriptorpb.FieldDescriptorProto_TYPE_STRING, optional), field("validity_duration", 3, descriptorpb.FieldDescriptorProto_TYPE_INT64, optional),
 			}},
-			{Name: proto.String("IstioCertificateResponse"), Field: []*descriptorpb.FieldDescriptorProto{field("cert_chain", 1, descriptorpb.FieldDescriptorProto_TYPE_STRING, repeated)}},
+			{Name: new("IstioCertificateResponse"), Field: []*descriptorpb.FieldDescriptorProto{field("cert_chain", 1, descriptorpb.FieldDescriptorProto_TYPE_STRING, repeated)}},
 		},
 	}, nil)
 	if err != nil {
@@ -179,7 +178,9 @@ func (c *ca) serve() string {
 	return l.Addr().String()
 }
 
-func (c *ca) create(_ any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+func (c *ca) create(_ any, ctx context.Context, //nolint:revive // as gRPC has it
+	decode func(any) error, _ grpc.UnaryServerInterceptor,
+) (any, error) {
 	in := dynamicpb.NewMessage(c.schema.Messages().ByName("IstioCertificateRequest"))
 	if err := decode(in); err != nil {
 		return nil, err

@@ -159,7 +159,7 @@ func (p *Prober) round(ctx context.Context, d Directed, v view, began time.Time)
 	for i := range targets {
 		jobs = append(jobs, func() { f.verifiers[i] = p.shake(ctx, targets[i]) })
 	}
-	rand.Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] }) // no node gets all of its share at once
+	rand.Shuffle(len(jobs), func(i, j int) { jobs[i], jobs[j] = jobs[j], jobs[i] }) //nolint:gosec // no node gets all of its share at once
 	inParallel(jobs)
 	o := assemble(f)
 	if f.view.incomplete {
@@ -281,8 +281,8 @@ func reason(err error) error {
 		return op.Err
 	}
 	text := err.Error()
-	if i := strings.Index(text, "dial tcp "); i >= 0 { // gRPC has it as text only
-		if _, after, ok := strings.Cut(text[i+len("dial tcp "):], ": "); ok {
+	if _, dial, ok := strings.Cut(text, "dial tcp "); ok { // gRPC has it as text only
+		if _, after, ok := strings.Cut(dial, ": "); ok {
 			return errors.New(after)
 		}
 	}

@@ -27,39 +27,59 @@ func TestPodOf(t *testing.T) {
 		name, text string
 		want       *pod
 	}{
-		{"captured", `{metadata: {name: web-1, namespace: app, annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1, serviceAccountName: web, containers: [{name: web}]}, ` + there + `}`,
-			with(func(p *pod) { p.name, p.account, p.role = "app/web-1", "app/web", roleCaptured })},
-		{"captured, of the default service account", `{metadata: {name: web-1, namespace: app, annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1}, ` + there + `}`,
-			with(func(p *pod) { p.name, p.account, p.role = "app/web-1", "app/default", roleCaptured })},
+		{
+			"captured", `{metadata: {name: web-1, namespace: app, annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1, serviceAccountName: web, containers: [{name: web}]}, ` + there + `}`,
+			with(func(p *pod) { p.name, p.account, p.role = "app/web-1", "app/web", roleCaptured }),
+		},
+		{
+			"captured, of the default service account", `{metadata: {name: web-1, namespace: app, annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1}, ` + there + `}`,
+			with(func(p *pod) { p.name, p.account, p.role = "app/web-1", "app/default", roleCaptured }),
+		},
 		{"not captured", `{metadata: {name: web-1, namespace: app}, spec: {nodeName: n1}, ` + there + `}`, nil},
 		{"going", `{metadata: {name: web-1, namespace: app, deletionTimestamp: '2026-01-01T00:00:00Z', annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1}, ` + there + `}`, nil},
 		{"without an address", `{metadata: {name: web-1, namespace: app, annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1}}`, nil},
-		{"istiod", `{metadata: {name: istiod-1, namespace: istio-system, labels: {app: istiod, istio.io/rev: 1-30}}, spec: {nodeName: n1, serviceAccountName: istiod, containers: [{name: discovery, image: 'h:5000/pilot:1.30.3-distroless',
+		{
+			"istiod", `{metadata: {name: istiod-1, namespace: istio-system, labels: {app: istiod, istio.io/rev: 1-30}}, spec: {nodeName: n1, serviceAccountName: istiod, containers: [{name: discovery, image: 'h:5000/pilot:1.30.3-distroless',
 			env: [{name: ISTIO_MULTIROOT_MESH, value: 'true'}, {name: MAX_WORKLOAD_CERT_TTL, value: 2h}, {name: CLUSTER_ID, value: c1}]}]}, ` + there + `}`,
 			with(func(p *pod) {
 				p.name, p.account, p.role, p.version, p.revision, p.cluster, p.multiRoot, p.maxLeaf = "istio-system/istiod-1", "istio-system/istiod", roleIstiod, "1.30.3", "1-30", "c1", true, 2*time.Hour
-			})},
-		{"istiod as it is by default", `{metadata: {name: istiod-1, namespace: istio-system, labels: {app: istiod}}, spec: {nodeName: n1, serviceAccountName: istiod, containers: [{name: discovery, env: [{name: MAX_WORKLOAD_CERT_TTL, value: forever}]}]}, ` + there + `}`,
+			}),
+		},
+		{
+			"istiod as it is by default", `{metadata: {name: istiod-1, namespace: istio-system, labels: {app: istiod}}, spec: {nodeName: n1, serviceAccountName: istiod, containers: [{name: discovery, env: [{name: MAX_WORKLOAD_CERT_TTL, value: forever}]}]}, ` + there + `}`,
 			with(func(p *pod) {
 				p.name, p.account, p.role, p.cluster, p.maxLeaf = "istio-system/istiod-1", "istio-system/istiod", roleIstiod, "Kubernetes", 90*24*time.Hour
-			})},
+			}),
+		},
 		{"not an istiod: it is elsewhere", `{metadata: {name: istiod-1, namespace: app, labels: {app: istiod}}, spec: {nodeName: n1, containers: [{name: discovery}]}, ` + there + `}`, nil},
-		{"ztunnel", `{metadata: {name: ztunnel-x, namespace: istio-system, labels: {app: ztunnel}}, spec: {nodeName: n1, serviceAccountName: ztunnel, containers: [{name: istio-proxy, image: ztunnel:1.30.1}]}, ` + there + `}`,
+		{
+			"ztunnel", `{metadata: {name: ztunnel-x, namespace: istio-system, labels: {app: ztunnel}}, spec: {nodeName: n1, serviceAccountName: ztunnel, containers: [{name: istio-proxy, image: ztunnel:1.30.1}]}, ` + there + `}`,
 			with(func(p *pod) {
 				p.name, p.account, p.role, p.version = "istio-system/ztunnel-x", "istio-system/ztunnel", roleZtunnel, "1.30.1"
-			})},
-		{"waypoint", `{metadata: {name: waypoint-1, namespace: app, labels: {gateway.istio.io/managed: istio.io-mesh-controller}}, spec: {nodeName: n1, serviceAccountName: waypoint, containers: [{name: istio-proxy, image: proxyv2:1.30.1}]}, ` + there + `}`,
+			}),
+		},
+		{
+			"waypoint", `{metadata: {name: waypoint-1, namespace: app, labels: {gateway.istio.io/managed: istio.io-mesh-controller}}, spec: {nodeName: n1, serviceAccountName: waypoint, containers: [{name: istio-proxy, image: proxyv2:1.30.1}]}, ` + there + `}`,
 			with(func(p *pod) {
 				p.name, p.account, p.role, p.version = "app/waypoint-1", "app/waypoint", roleWaypoint, "1.30.1"
-			})},
-		{"east-west gateway", `{metadata: {name: ew-1, namespace: istio-gateways, labels: {gateway.istio.io/managed: istio.io-eastwest-controller}}, spec: {nodeName: n1, serviceAccountName: ew, containers: [{name: istio-proxy}]}, ` + there + `}`,
-			with(func(p *pod) { p.name, p.account, p.role = "istio-gateways/ew-1", "istio-gateways/ew", roleEastWest })},
-		{"ingress gateway", `{metadata: {name: in-1, namespace: in, labels: {gateway.istio.io/managed: istio.io-gateway-controller}}, spec: {nodeName: n1, containers: [{name: istio-proxy}]}, ` + there + `}`,
-			with(func(p *pod) { p.name, p.account, p.role = "in/in-1", "in/default", roleGateway })},
-		{"gateway by injection", `{metadata: {name: in-1, namespace: in, annotations: {inject.istio.io/templates: gateway}}, spec: {nodeName: n1, containers: [{name: istio-proxy}]}, ` + there + `}`,
-			with(func(p *pod) { p.name, p.account, p.role = "in/in-1", "in/default", roleGateway })},
-		{"native sidecar", `{metadata: {name: web-1, namespace: app, annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1, initContainers: [{name: istio-proxy}], containers: [{name: web}]}, ` + there + `}`,
-			with(func(p *pod) { p.name, p.account, p.role = "app/web-1", "app/default", roleSidecar })},
+			}),
+		},
+		{
+			"east-west gateway", `{metadata: {name: ew-1, namespace: istio-gateways, labels: {gateway.istio.io/managed: istio.io-eastwest-controller}}, spec: {nodeName: n1, serviceAccountName: ew, containers: [{name: istio-proxy}]}, ` + there + `}`,
+			with(func(p *pod) { p.name, p.account, p.role = "istio-gateways/ew-1", "istio-gateways/ew", roleEastWest }),
+		},
+		{
+			"ingress gateway", `{metadata: {name: in-1, namespace: in, labels: {gateway.istio.io/managed: istio.io-gateway-controller}}, spec: {nodeName: n1, containers: [{name: istio-proxy}]}, ` + there + `}`,
+			with(func(p *pod) { p.name, p.account, p.role = "in/in-1", "in/default", roleGateway }),
+		},
+		{
+			"gateway by injection", `{metadata: {name: in-1, namespace: in, annotations: {inject.istio.io/templates: gateway}}, spec: {nodeName: n1, containers: [{name: istio-proxy}]}, ` + there + `}`,
+			with(func(p *pod) { p.name, p.account, p.role = "in/in-1", "in/default", roleGateway }),
+		},
+		{
+			"native sidecar", `{metadata: {name: web-1, namespace: app, annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1, initContainers: [{name: istio-proxy}], containers: [{name: web}]}, ` + there + `}`,
+			with(func(p *pod) { p.name, p.account, p.role = "app/web-1", "app/default", roleSidecar }),
+		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, ok := podOf(object(t, tt.text), "istio-system")
@@ -99,8 +119,11 @@ func TestTargets(t *testing.T) {
 	got := targetsOf([]pod{
 		captured("app/a1", "n1", "app/a", false), captured("app/a2", "n1", "app/a", true), captured("app/a3", "n2", "app/a", true), captured("app/b1", "n1", "app/b", true),
 		captured("app/a4", "n1", "app/a", true), captured("app/a5", "n1", "app/a", true),
-		{name: "app/wp1", node: "n1", account: "app/wp", role: roleWaypoint, version: "1.30.1"}, {name: "app/wp2", node: "n1", account: "app/wp", role: roleWaypoint, version: "1.30.1"},
-		{name: "istio-system/istiod", role: roleIstiod}, {name: "istio-system/ztunnel-1", node: "n1", role: roleZtunnel, version: "1.30.0"}, {name: "in/in", role: roleGateway},
+		{name: "app/wp1", node: "n1", account: "app/wp", role: roleWaypoint, version: "1.30.1"},
+		{name: "app/wp2", node: "n1", account: "app/wp", role: roleWaypoint, version: "1.30.1"},
+		{name: "istio-system/istiod", role: roleIstiod},
+		{name: "istio-system/ztunnel-1", node: "n1", role: roleZtunnel, version: "1.30.0"},
+		{name: "in/in", role: roleGateway},
 	})
 	var lines []string
 	for _, t := range got {
