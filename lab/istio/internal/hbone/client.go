@@ -44,6 +44,7 @@ func Connect(ctx context.Context, dial func(context.Context) (net.Conn, error), 
 		Protocols:           new(http.Protocols),
 		TLSHandshakeTimeout: handshakeTimeout,
 		TLSClientConfig:     config,
+		IdleConnTimeout:     time.Second, // a connection that was given up while it was opening has no tunnel to close it
 		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 	}
 	tr.Protocols.SetHTTP2(true)

@@ -117,15 +117,21 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := rc.Flush(); err != nil {
 		return
 	}
-	if reason := relay(r.Body, &flushing{w, rc}, st); reason != "" {
+	if reason := relay(r.Context(), r.Body, &flushing{w, rc}, st); reason != "" {
 		s.Log.Info("closed by policy", "peer", req.Peer, "target", req.Authority, "reason", reason)
 		w.Header().Set(http.TrailerPrefix+TrailerClosed, reason)
+	} else if r.Context().Err() != nil {
+		panic(http.ErrAbortHandler) // resets the stream: a client must not take this for the end of what the target had to say
 	}
 }
 
-// relay copies both ways until both are done, or until the stream is revoked,
-// in which case it returns why.
-func relay(in io.ReadCloser, out io.Writer, st *Stream) string {
+// revokeTimeout is how long a revoked stream waits for a client that does not
+// read; after that it is reset, without a trailer.
+const revokeTimeout = time.Second
+
+// relay copies both ways until the target has nothing more to say, the client has
+// gone (ctx), or the stream is revoked, in which case it returns why.
+func relay(ctx context.Context, in io.ReadCloser, out *flushing, st *Stream) string {
 	up, down := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(up)
@@ -139,6 +145,8 @@ func relay(in io.ReadCloser, out io.Writer, st *Stream) string {
 	var reason string
 	select {
 	case reason = <-st.Revoked:
+		_ = out.rc.SetWriteDeadline(time.Now().Add(revokeTimeout))
+	case <-ctx.Done():
 	case <-down:
 	}
 	_ = st.Conn.Close()

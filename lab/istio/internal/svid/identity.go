@@ -83,7 +83,8 @@ func (id *Identity) Run(ctx context.Context) {
 		wait := backoff
 		if err := id.renew(ctx); err == nil {
 			backoff = 100 * time.Millisecond
-			wait = time.Until(id.Certificate().Leaf.NotAfter) / 2
+			// At least the pause: with a clock ahead of istiod's a new certificate may have ended.
+			wait = max(backoff, time.Until(id.Certificate().Leaf.NotAfter)/2)
 		} else if ctx.Err() == nil {
 			id.log.Warn("no new certificate", "error", err)
 			id.setProblem(err)

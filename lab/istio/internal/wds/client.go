@@ -2,13 +2,18 @@ package wds
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
 	"istio.io/istio/pkg/workloadapi"
@@ -36,7 +41,7 @@ func Run(ctx context.Context, cfg Config, s *Store, log *slog.Logger) error {
 	backoff := 100 * time.Millisecond
 	for {
 		began := time.Now()
-		err := stream(ctx, cfg, s)
+		err := stream(ctx, cfg, s, log)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -54,7 +59,7 @@ func Run(ctx context.Context, cfg Config, s *Store, log *slog.Logger) error {
 }
 
 // stream is one connection to istiod.
-func stream(ctx context.Context, cfg Config, s *Store) error {
+func stream(ctx context.Context, cfg Config, s *Store, log *slog.Logger) error {
 	conn, err := svid.Dial(cfg.Address, cfg.RootFile)
 	if err != nil {
 		return err
@@ -85,7 +90,8 @@ func stream(ctx context.Context, cfg Config, s *Store) error {
 		}
 		ack := &discovery.DeltaDiscoveryRequest{Node: node, TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 		if err := s.apply(resp, first[resp.GetTypeUrl()]); err != nil {
-			return err
+			log.Warn("resources from istiod refused", "error", err)
+			ack.ErrorDetail = status.New(codes.InvalidArgument, err.Error()).Proto()
 		}
 		first[resp.GetTypeUrl()] = false
 		if err := ads.Send(ack); err != nil {
@@ -107,55 +113,70 @@ func (c Config) node() (*core.Node, error) {
 	return &core.Node{Id: id, Metadata: meta}, nil
 }
 
-// apply takes over one answer. The first of a stream is everything there is.
+// apply takes over one answer; the first of a stream is everything there is. The
+// error names the resources that can't be read: as in ztunnel they are refused
+// and stay as they were, and the others count.
 func (s *Store) apply(resp *discovery.DeltaDiscoveryResponse, all bool) error {
-	if err := s.update(resp, all); err != nil {
-		return err
-	}
+	err := s.update(resp, all)
 	s.changed()
-	return nil
+	return err
 }
 
 func (s *Store) update(resp *discovery.DeltaDiscoveryResponse, all bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	gone := func(name string) bool { return slices.Contains(resp.GetRemovedResources(), name) }
+	if all {
+		there := map[string]bool{}
+		for _, r := range resp.GetResources() {
+			there[r.GetName()] = true
+		}
+		gone = func(name string) bool { return !there[name] }
+	}
+	take := s.takeAddress
 	switch resp.GetTypeUrl() {
 	case addressType:
-		if all {
-			clear(s.workloads)
-			clear(s.services)
-		}
-		for _, name := range resp.GetRemovedResources() {
-			delete(s.workloads, name)
-			delete(s.services, name)
-		}
-		for _, r := range resp.GetResources() {
-			var a workloadapi.Address
-			if err := proto.Unmarshal(r.GetResource().GetValue(), &a); err != nil {
-				return fmt.Errorf("resource %s: %w", r.GetName(), err)
-			}
-			if w := a.GetWorkload(); w != nil {
-				s.workloads[w.GetUid()] = w
-			}
-			if svc := a.GetService(); svc != nil {
-				s.services[ServiceKey(svc)] = svc
-			}
-		}
+		remove(s.workloads, gone)
+		remove(s.services, gone)
 	case authorizationType:
-		if all {
-			clear(s.policies)
-		}
-		for _, name := range resp.GetRemovedResources() {
-			delete(s.policies, name)
-		}
-		for _, r := range resp.GetResources() {
-			p := &security.Authorization{}
-			if err := proto.Unmarshal(r.GetResource().GetValue(), p); err != nil {
-				return fmt.Errorf("resource %s: %w", r.GetName(), err)
-			}
-			s.policies[r.GetName()] = p
+		remove(s.policies, gone)
+		take = s.takePolicy
+	default:
+		return fmt.Errorf("resources of type %s were not asked for", resp.GetTypeUrl())
+	}
+	var refused []error
+	for _, r := range resp.GetResources() {
+		if err := take(r); err != nil {
+			refused = append(refused, fmt.Errorf("resource %s: %w", r.GetName(), err))
 		}
 	}
 	s.synced[resp.GetTypeUrl()] = true
+	return errors.Join(refused...)
+}
+
+func remove[T any](m map[string]T, gone func(string) bool) {
+	maps.DeleteFunc(m, func(name string, _ T) bool { return gone(name) })
+}
+
+func (s *Store) takeAddress(r *discovery.Resource) error {
+	a := &workloadapi.Address{}
+	if err := proto.Unmarshal(r.GetResource().GetValue(), a); err != nil {
+		return err
+	}
+	if w := a.GetWorkload(); w != nil {
+		s.workloads[w.GetUid()] = w
+	}
+	if svc := a.GetService(); svc != nil {
+		s.services[ServiceKey(svc)] = svc
+	}
+	return nil
+}
+
+func (s *Store) takePolicy(r *discovery.Resource) error {
+	p := &security.Authorization{}
+	if err := proto.Unmarshal(r.GetResource().GetValue(), p); err != nil {
+		return err
+	}
+	s.policies[r.GetName()] = p
 	return nil
 }
