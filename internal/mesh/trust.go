@@ -19,6 +19,9 @@ type Generation int64
 type TrustDirective struct {
 	// Policy is the RootTrustPolicy it follows from, "namespace/name".
 	Policy string `json:"policy"`
+	// Turn grows with every change of the directive. Without it one that says the same as an earlier one would have its fingerprint, and an observation made then would pass for one made
+	// now.
+	Turn int64 `json:"turn,omitempty"`
 	// Intermediates are the slots to hold, by ID. For one without Chain the agent makes a key, if it has none, and sends an IntermediateRequest.
 	// The key of a slot that is not listed is destroyed, unless it is in use.
 	Intermediates []IntermediateOrder `json:"intermediates,omitempty"`

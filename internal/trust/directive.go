@@ -21,30 +21,31 @@ func (w *work) direct() {
 	w.dirty = false
 }
 
-// put makes d the directive in force; nil leaves the cluster what it has.
+// put makes d the directive in force; nil leaves the cluster what it has. One that differs from the last gets the next number.
 func (w *work) put(name mesh.ClusterName, d *mesh.TrustDirective) {
 	if d == nil {
 		delete(w.directives, name)
 		delete(w.prints, name)
 		return
 	}
-	w.directives[name] = d
-	delete(w.prints, name)
+	m := w.r.Members[name]
+	d.Turn = m.Turn
+	if w.off(ruleTurn) {
+		d.Turn = 0
+	}
+	_, f := Encode(d)
+	if f != m.Directed {
+		if m.Turn++; !w.off(ruleTurn) {
+			d.Turn = m.Turn
+		}
+		_, m.Directed = Encode(d)
+		w.r.Members[name] = m
+	}
+	w.directives[name], w.prints[name] = d, m.Directed
 }
 
 // printOf is the fingerprint of the directive in force; zero: none.
-func (w *work) printOf(name mesh.ClusterName) mesh.Fingerprint {
-	if p, ok := w.prints[name]; ok {
-		return p
-	}
-	d := w.directives[name]
-	if d == nil {
-		return mesh.Fingerprint{}
-	}
-	_, p := Encode(d)
-	w.prints[name] = p
-	return p
-}
+func (w *work) printOf(name mesh.ClusterName) mesh.Fingerprint { return w.prints[name] }
 
 // directive is what an admitted member is told. A cluster that has not been seen since the hub began is told nothing: it keeps what it has.
 func (w *work) directive(name mesh.ClusterName) *mesh.TrustDirective {

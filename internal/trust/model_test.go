@@ -38,6 +38,7 @@ type state struct {
 	want   wanted
 	tick   uint8
 	gone   uint8 // crashes so far
+	asked  uint8 // rollbacks asked for or taken back
 	c      [3]local
 }
 
@@ -83,7 +84,7 @@ func (u *universe) start() state {
 				l.istiod[i], l.verifier[i] = m, m
 			}
 			l.maps, l.hooks = u.bundles.id("o"), u.bundles.id("o")
-			l.member = u.members.id(mustJSON(Member{}))
+			l.member = u.memberID(c, Member{})
 			if u.shared { // cacerts made by hand
 				l.secret = m
 			}
@@ -95,7 +96,7 @@ func (u *universe) start() state {
 			l.istiod[i], l.verifier[i] = m, m
 		}
 		l.maps, l.hooks = u.bundles.id("1"), u.bundles.id("1")
-		l.member = u.members.id(mustJSON(Member{Admitted: true, Old: "g1-1", Serial: 1}))
+		l.member = u.memberID(c, Member{Admitted: true, Old: "g1-1", Serial: 1})
 		issued := u.cert(c, "g1-1", '1')
 		l.applied = u.directive(c, &mesh.TrustDirective{Signer: "g1-1", Bundle: pemOf(u.r1.root.Certificate), Intermediates: []mesh.IntermediateOrder{{
 			ID: "g1-1", Generation: 1, Organization: defaultOrganization, CommonName: commonName(u.name(c), "g1-1"), Algorithm: defaultAlgorithm, Chain: issued.Chain,
@@ -229,7 +230,6 @@ func (u *universe) next(s *state) outcome {
 	o.global = u.globals.id(mustJSON(bare))
 	for c := range u.clusters {
 		name := u.name(c)
-		o.member[c] = u.members.id(mustJSON(members[name]))
 		o.kept[c] = s.c[c].kept
 		if k, ok := step.Keep[name]; ok {
 			o.kept[c] = u.kept.id(k.Slot + "|" + k.Take + "|" + u.labels(k.Bundle))
@@ -238,6 +238,7 @@ func (u *universe) next(s *state) outcome {
 		if d := step.Directives[name]; d != nil {
 			o.out[c] = u.directive(c, d)
 		}
+		o.member[c] = u.memberID(c, members[name])
 		o.issued[c] = s.c[c].issued
 		o.blocked[c] = slices.ContainsFunc(step.Blockers, func(b Blocker) bool { return b.Cluster == name })
 	}
@@ -281,7 +282,7 @@ func (u *universe) inputs(s *state) (Rotation, Want, []Cluster) {
 	for c := range u.clusters {
 		l := &s.c[c]
 		name := u.name(c)
-		r.Members[name] = fromJSON[Member](u.members.text[l.member])
+		r.Members[name] = u.memberOf(c, l.member)
 		if l.fenced {
 			want.Fences[name] = Fence{Request: Request{By: "jane"}, Effective: true}
 		}

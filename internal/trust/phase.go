@@ -17,6 +17,7 @@ const (
 	ruleReplicas                    // each replica counts (T5)
 	ruleOrdered                     // istiods are asked before verifiers (T5)
 	ruleApplied                     // an observation counts for the directive it was made under
+	ruleTurn                        // no two directives have one fingerprint
 	rulePhases                      // adding the root and switching the signer are two steps (T6)
 	ruleIssuers                     // B2: nobody presents the old root any more (T7)
 	ruleBound                       // what can't be observed waits (T7)

@@ -25,7 +25,18 @@ type search struct {
 // newSearch begins at the start.
 func newSearch(s setup, without rule) *search {
 	x := &search{universe: newUniverse(s, without), seen: map[state]int32{}, ends: map[state]bool{}}
-	x.add(x.start(), -1)
+	s0 := x.start()
+	if !slices.Contains(s.own, true) {
+		s0.want = 0
+		for range 5 {
+			s0 = x.help(s0)
+		}
+		s0.want = wantSecond
+		for c := range x.clusters {
+			s0.c[c].writing = s.foreign
+		}
+	}
+	x.add(s0, -1)
 	return x
 }
 
@@ -116,9 +127,10 @@ func (x *search) successors(s state, n int32) {
 }
 
 func (x *search) people(s state, n int32) {
-	if x.rollback && strings.Contains(x.globals.text[s.global], `"incoming"`) {
+	if int(s.asked) < x.rollback && strings.Contains(x.globals.text[s.global], `"incoming"`) {
 		t := s
 		t.want ^= wantBack
+		t.asked++
 		x.add(t, n)
 	}
 	away := 0

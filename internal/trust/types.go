@@ -73,6 +73,9 @@ type Member struct {
 	Retired  string `json:"retired,omitempty"`
 	// Serial numbers the slots that the cluster ever had.
 	Serial int `json:"serial,omitempty"`
+	// Turn and Directed are the number and the fingerprint of the last directive.
+	Turn     int64            `json:"turn,omitempty"`
+	Directed mesh.Fingerprint `json:"directed,omitzero"`
 	// Ready is since when all of its istiods, root ConfigMaps and webhooks have been as ReadyFor says. The bound counts from it.
 	Ready    time.Time `json:"ready,omitzero"`
 	ReadyFor string    `json:"readyFor,omitempty"`

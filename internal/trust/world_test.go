@@ -112,7 +112,7 @@ type setup struct {
 	crash     bool // the hub forgets what it has in memory
 	away      int  // clusters that may be away at a time
 	fence     bool // one that is away may be fenced, and come back
-	rollback  bool // a rollback may be asked for at any moment, and taken back
+	rollback  int  // so often a rollback may be asked for, or taken back, at any moment
 	foreign   bool // somebody puts the first cacerts back, before the first barrier
 	ticks     int  // time passes, at most so often
 	files     bool // a ConfigMap becomes a file within a tick
@@ -124,7 +124,7 @@ func (s setup) String() string {
 	var on []string
 	for name, b := range map[string]bool{
 		"multi-root off": !s.hot, "bytes compared": s.bytes, "autoRestartPods": s.restart, "canary": s.canary, "webhooks": s.webhooks, "probes take time": s.split,
-		"hub crashes": s.crash, "away": s.away > 0, "fences": s.fence, "rollbacks": s.rollback, "time": s.ticks > 0, "joins": len(s.own) > 0, "one root": s.shared,
+		"hub crashes": s.crash, "away": s.away > 0, "fences": s.fence, "rollbacks": s.rollback > 0, "time": s.ticks > 0, "joins": len(s.own) > 0, "one root": s.shared,
 	} {
 		if b {
 			on = append(on, name)
@@ -145,14 +145,15 @@ type universe struct {
 	label   map[mesh.Fingerprint]byte // of a root: '1', '2' or 'o'
 	certs   map[string]Issued         // by cluster, slot and label
 
-	globals, members, issued, kept, directives, materials, bundles, observations, dones interner
-	dirs                                                                                [][]*mesh.TrustDirective // by number and cluster
-	prints                                                                              map[[2]uint16]mesh.Fingerprint
-	mats                                                                                []material
-	obs                                                                                 map[obsKey]uint16
-	obsOf                                                                               []obsKey
-	built                                                                               map[[2]uint16]*mesh.TrustObservation
-	memo                                                                                map[memoKey]outcome
+	globals, members, issued, kept, directives, materials, bundles interner
+	dirs                                                           [][]*mesh.TrustDirective // by number and cluster
+	prints                                                         map[[2]uint16]mesh.Fingerprint
+	numbers                                                        map[numbered]uint16
+	mats                                                           []material
+	obs                                                            map[obsKey]uint16
+	obsOf                                                          []obsKey
+	built                                                          map[[2]uint16]*mesh.TrustObservation
+	memo                                                           map[memoKey]outcome
 }
 
 // interner numbers strings from 1.
@@ -166,7 +167,7 @@ func (i *interner) id(s string) uint16 {
 		return n
 	}
 	if i.ids == nil {
-		i.ids, i.text = map[string]uint16{}, []string{""}
+		i.ids = map[string]uint16{}
 	}
 	n := uint16(len(i.text))
 	if n == 65535 {
@@ -194,8 +195,11 @@ func (u *universe) material(m material) uint16 {
 
 func newUniverse(s setup, without rule) *universe {
 	u := &universe{
-		setup: s, without: without, label: map[mesh.Fingerprint]byte{}, certs: map[string]Issued{}, prints: map[[2]uint16]mesh.Fingerprint{},
+		setup: s, without: without, label: map[mesh.Fingerprint]byte{}, certs: map[string]Issued{}, prints: map[[2]uint16]mesh.Fingerprint{}, numbers: map[numbered]uint16{},
 		obs: map[obsKey]uint16{}, built: map[[2]uint16]*mesh.TrustObservation{}, memo: map[memoKey]outcome{}, obsOf: make([]obsKey, 1), dirs: make([][]*mesh.TrustDirective, 1),
+	}
+	for _, i := range []*interner{&u.globals, &u.members, &u.issued, &u.kept, &u.directives, &u.materials, &u.bundles} {
+		i.text = []string{""} // 0: none
 	}
 	u.r1 = newAuthority("root 1", 1)
 	second := "root 2"
@@ -279,7 +283,7 @@ func (u *universe) directive(c int, d *mesh.TrustDirective) uint16 {
 	for _, i := range d.Intermediates {
 		fmt.Fprintf(&b, "%s %t %s;", i.ID, len(i.Chain) > 0, i.Take)
 	}
-	fmt.Fprintf(&b, "|%s|%s|%s|%s", d.Signer, u.labels(d.Bundle), d.Restart.Istiod, d.Restart.DataPlane)
+	fmt.Fprintf(&b, "|%d|%s|%s|%s|%s", d.Turn, d.Signer, u.labels(d.Bundle), d.Restart.Istiod, d.Restart.DataPlane)
 	n := u.directives.id(b.String())
 	for int(n) >= len(u.dirs) {
 		u.dirs = append(u.dirs, make([]*mesh.TrustDirective, u.clusters))
@@ -287,8 +291,10 @@ func (u *universe) directive(c int, d *mesh.TrustDirective) uint16 {
 	if u.dirs[n][c] == nil {
 		u.dirs[n][c] = d
 		_, u.prints[[2]uint16{n, uint16(c)}] = Encode(d)
-	} else if raceful := u.dirs[n][c]; !bytes.Equal(raceful.Bundle, d.Bundle) {
-		panic("two directives of one text")
+		u.numbers[numbered{c, u.prints[[2]uint16{n, uint16(c)}]}] = n
+	}
+	if _, f := Encode(d); f != u.prints[[2]uint16{n, uint16(c)}] {
+		panic("two directives of one text: " + b.String())
 	}
 	return n
 }
@@ -318,6 +324,7 @@ func (u *universe) dir(c int, n uint16) *mesh.TrustDirective {
 		t.Bundle = file
 		u.dirs[n][c] = &t
 		_, u.prints[[2]uint16{n, uint16(c)}] = Encode(&t)
+		u.numbers[numbered{c, u.prints[[2]uint16{n, uint16(c)}]}] = n
 		return &t
 	}
 	panic("unknown directive")
@@ -330,6 +337,38 @@ func (u *universe) slotRoot(c int, o *mesh.IntermediateOrder) byte {
 		}
 	}
 	panic("unknown chain")
+}
+
+// numbered finds the number of a directive.
+type numbered struct {
+	c int
+	f mesh.Fingerprint
+}
+
+// memberID numbers a Member, the fingerprint of its directive being replaced by the directive's number.
+func (u *universe) memberID(c int, m Member) uint16 {
+	n := uint16(0)
+	if !m.Directed.IsZero() {
+		n = u.numbers[numbered{c, m.Directed}]
+		if n == 0 {
+			panic("a member with an unknown directive")
+		}
+	}
+	m.Directed = mesh.Fingerprint{}
+	return u.members.id(fmt.Sprintf("%d %s", n, mustJSON(m)))
+}
+
+func (u *universe) memberOf(c int, id uint16) Member {
+	var n uint16
+	text := u.members.text[id]
+	number, rest, _ := strings.Cut(text, " ")
+	_, _ = fmt.Sscan(number, &n)
+	m := fromJSON[Member](rest)
+	if n != 0 {
+		u.dir(c, n)
+		m.Directed = u.prints[[2]uint16{n, uint16(c)}]
+	}
+	return m
 }
 
 func mustJSON(v any) string {
