@@ -20,27 +20,47 @@ func TestWorkloadOf(t *testing.T) {
 		want                 workload
 		none                 bool
 	}{
-		{name: "istiod, restarted", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 3}, spec: {replicas: 2, template: {metadata: {labels: {app: istiod}, annotations: {admin.gloo.solo.io/restarted-for: t1}}}}, ` + rolled + `}`,
-			want: workload{stage: stageIstiod, token: "t1", rolled: true, progress: "2/2"}},
-		{name: "istiod, its controller has not seen the change yet", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 4}, spec: {replicas: 2, template: {metadata: {labels: {app: istiod}}}}, ` + rolled + `}`,
-			want: workload{stage: stageIstiod, progress: "2/2"}},
-		{name: "istiod, an old replica is still there", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 3}, spec: {replicas: 2, template: {metadata: {labels: {app: istiod}}}}, status: {observedGeneration: 3, replicas: 3, updatedReplicas: 2, availableReplicas: 2}}`,
-			want: workload{stage: stageIstiod, progress: "2/2"}},
-		{name: "istiod, one is not ready", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 3}, spec: {replicas: 2, template: {metadata: {labels: {app: istiod}}}}, status: {observedGeneration: 3, replicas: 2, updatedReplicas: 2, availableReplicas: 1}}`,
-			want: workload{stage: stageIstiod, progress: "1/2"}},
-		{name: "istiod, paused", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 3}, spec: {paused: true, template: {metadata: {labels: {app: istiod}}}}, status: {observedGeneration: 3, replicas: 1, availableReplicas: 1}}`,
-			want: workload{stage: stageIstiod, progress: "0/1", stuck: "it is paused: run kubectl rollout resume"}},
+		{
+			name: "istiod, restarted", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 3}, spec: {replicas: 2, template: {metadata: {labels: {app: istiod}, annotations: {admin.gloo.solo.io/restarted-for: t1}}}}, ` + rolled + `}`,
+			want: workload{stage: stageIstiod, token: "t1", rolled: true, progress: "2/2"},
+		},
+		{
+			name: "istiod, its controller has not seen the change yet", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 4}, spec: {replicas: 2, template: {metadata: {labels: {app: istiod}}}}, ` + rolled + `}`,
+			want: workload{stage: stageIstiod, progress: "2/2"},
+		},
+		{
+			name: "istiod, an old replica is still there", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 3}, spec: {replicas: 2, template: {metadata: {labels: {app: istiod}}}}, status: {observedGeneration: 3, replicas: 3, updatedReplicas: 2, availableReplicas: 2}}`,
+			want: workload{stage: stageIstiod, progress: "2/2"},
+		},
+		{
+			name: "istiod, one is not ready", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 3}, spec: {replicas: 2, template: {metadata: {labels: {app: istiod}}}}, status: {observedGeneration: 3, replicas: 2, updatedReplicas: 2, availableReplicas: 1}}`,
+			want: workload{stage: stageIstiod, progress: "1/2"},
+		},
+		{
+			name: "istiod, paused", resource: "deployments", text: `{metadata: {namespace: istio-system, name: istiod-1-30, generation: 3}, spec: {paused: true, template: {metadata: {labels: {app: istiod}}}}, status: {observedGeneration: 3, replicas: 1, availableReplicas: 1}}`,
+			want: workload{stage: stageIstiod, progress: "0/1", stuck: "it is paused: run kubectl rollout resume"},
+		},
 		{name: "somebody's istiod elsewhere", resource: "deployments", text: `{metadata: {namespace: app, name: istiod-1-30}, spec: {template: {metadata: {labels: {app: istiod}}}}}`, none: true},
-		{name: "ztunnel", resource: "daemonsets", text: `{metadata: {namespace: kube-system, name: ztunnel, generation: 1}, spec: {template: {metadata: {labels: {app: ztunnel}}}}, status: {observedGeneration: 1, desiredNumberScheduled: 3, updatedNumberScheduled: 3, numberAvailable: 3}}`,
-			want: workload{stage: stageZtunnel, rolled: true, progress: "3/3"}},
-		{name: "ztunnel, OnDelete", resource: "daemonsets", text: `{metadata: {namespace: kube-system, name: ztunnel, generation: 1}, spec: {updateStrategy: {type: OnDelete}, template: {metadata: {labels: {app: ztunnel}}}}, status: {observedGeneration: 1, desiredNumberScheduled: 3, updatedNumberScheduled: 0, numberAvailable: 3}}`,
-			want: workload{stage: stageZtunnel, progress: "0/3", stuck: "its update strategy is OnDelete: delete its Pods, node by node"}},
-		{name: "waypoint", resource: "deployments", text: `{metadata: {namespace: app, name: waypoint, labels: {gateway.istio.io/managed: istio.io-mesh-controller}}, spec: {replicas: 0, template: {}}, status: {}}`,
-			want: workload{stage: stageWaypoint, rolled: true, progress: "0/0"}},
-		{name: "east-west gateway", resource: "deployments", text: `{metadata: {namespace: gw, name: ew}, spec: {replicas: 0, template: {metadata: {labels: {gateway.istio.io/managed: istio.io-eastwest-controller}}}}}`,
-			want: workload{stage: stageGateway, rolled: true, progress: "0/0"}},
-		{name: "gateway by injection", resource: "deployments", text: `{metadata: {namespace: gw, name: ingress}, spec: {replicas: 0, template: {metadata: {annotations: {inject.istio.io/templates: gateway}}}}}`,
-			want: workload{stage: stageGateway, rolled: true, progress: "0/0"}},
+		{
+			name: "ztunnel", resource: "daemonsets", text: `{metadata: {namespace: kube-system, name: ztunnel, generation: 1}, spec: {template: {metadata: {labels: {app: ztunnel}}}}, status: {observedGeneration: 1, desiredNumberScheduled: 3, updatedNumberScheduled: 3, numberAvailable: 3}}`,
+			want: workload{stage: stageZtunnel, rolled: true, progress: "3/3"},
+		},
+		{
+			name: "ztunnel, OnDelete", resource: "daemonsets", text: `{metadata: {namespace: kube-system, name: ztunnel, generation: 1}, spec: {updateStrategy: {type: OnDelete}, template: {metadata: {labels: {app: ztunnel}}}}, status: {observedGeneration: 1, desiredNumberScheduled: 3, updatedNumberScheduled: 0, numberAvailable: 3}}`,
+			want: workload{stage: stageZtunnel, progress: "0/3", stuck: "its update strategy is OnDelete: delete its Pods, node by node"},
+		},
+		{
+			name: "waypoint", resource: "deployments", text: `{metadata: {namespace: app, name: waypoint, labels: {gateway.istio.io/managed: istio.io-mesh-controller}}, spec: {replicas: 0, template: {}}, status: {}}`,
+			want: workload{stage: stageWaypoint, rolled: true, progress: "0/0"},
+		},
+		{
+			name: "east-west gateway", resource: "deployments", text: `{metadata: {namespace: gw, name: ew}, spec: {replicas: 0, template: {metadata: {labels: {gateway.istio.io/managed: istio.io-eastwest-controller}}}}}`,
+			want: workload{stage: stageGateway, rolled: true, progress: "0/0"},
+		},
+		{
+			name: "gateway by injection", resource: "deployments", text: `{metadata: {namespace: gw, name: ingress}, spec: {replicas: 0, template: {metadata: {annotations: {inject.istio.io/templates: gateway}}}}}`,
+			want: workload{stage: stageGateway, rolled: true, progress: "0/0"},
+		},
 		{name: "an application", resource: "deployments", text: `{metadata: {namespace: app, name: web}, spec: {template: {metadata: {labels: {app: web}}}}}`, none: true},
 		{name: "nothing at all", resource: "deployments", text: `{}`, none: true},
 	} {
