@@ -34,6 +34,10 @@ const (
 	ClusterDeleted   Act = "cluster.deleted"   // a KubernetesCluster was deleted
 	AccessWidened    Act = "access.widened"    // something in a cluster allows more than a policy
 	AccessUnenforced Act = "access.unenforced" // a cluster can't enforce a policy
+
+	TrustChanged      Act = "trust.changed"      // a phase of a root rotation began
+	TrustRequested    Act = "trust.requested"    // a person asked something of a rotation
+	CertificateIssued Act = "certificate.issued" // an intermediate was signed for a cluster
 )
 
 // Record is one act. Empty fields are not known.

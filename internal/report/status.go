@@ -31,6 +31,8 @@ type Input struct {
 	Published bool
 	// Patient: what has not been applied was sent a moment ago; everything being applied before, that is still said.
 	Patient bool
+	// CA is the cluster's certificate authority; nil: nothing new is known.
+	CA *adminv2.ClusterCAStatus
 	// ServerVersion is the management server's.
 	ServerVersion string
 }
@@ -59,6 +61,9 @@ func Next(old adminv2.KubernetesClusterStatus, in Input, now time.Time) adminv2.
 		st.TrustDomain = either(string(info.TrustDomain), st.TrustDomain)
 		st.IstioVersion = either(info.IstioVersion, st.IstioVersion)
 		st.Network = either(info.Network, st.Network)
+	}
+	if in.CA != nil {
+		st.CaStatus = in.CA
 	}
 	switch {
 	case s.Connected:

@@ -45,6 +45,7 @@ func (r *reporter) reportClusters(ctx context.Context, v *view, sessions map[mes
 		in := report.Input{
 			Cluster: *c, Session: session(s, now), Conditions: v.result.Conditions[c.Source],
 			Desired: v.result.Objects[c.Name], Published: v.published[c.Name], ServerVersion: version.Version,
+			CA: r.trust.Status(c.Name),
 		}
 		next := report.Next(last, in, now)
 		if in.Patient = r.applying(c.Name, next, now); in.Patient {
@@ -103,6 +104,15 @@ func (r *reporter) say(ctx context.Context, kc *adminv2.KubernetesCluster, last,
 
 // refusalsCount is how long a refusal is told beside a session that is up: somebody else tries, or tried.
 const refusalsCount = 10 * time.Minute
+
+// sessions are all that the hub knows.
+func sessions(h *relay.Hub) map[mesh.ClusterName]mesh.Session {
+	now, out := time.Now(), map[mesh.ClusterName]mesh.Session{}
+	for _, s := range h.Sessions() {
+		out[s.Cluster] = session(s, now)
+	}
+	return out
+}
 
 // session puts the relay's view into the shared nouns.
 func session(s relay.SessionInfo, now time.Time) mesh.Session {

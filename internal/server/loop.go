@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 	"ambitmesh.dev/ambit/internal/registry"
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/relay/synclog"
+	"ambitmesh.dev/ambit/internal/rotation"
 	"ambitmesh.dev/ambit/internal/state"
 	"ambitmesh.dev/ambit/internal/translate"
 )
@@ -36,6 +38,8 @@ type loop struct {
 	hub        *relay.Hub
 	registry   *registry.Registry
 	state      *state.State
+	trust      *rotation.Board
+	keeper     *rotation.Keeper
 	translator *translate.Translator
 	reporter   *reporter
 	metrics    *metrics
@@ -164,6 +168,9 @@ func (l *loop) once(ctx context.Context) error {
 		}
 	}
 	l.reporter.post(l.view(snap, sources, result), n)
+	if len(n.changed)+len(n.gone) > 0 {
+		l.keeper.Ring()
+	}
 	return errors.Join(members, published)
 }
 
@@ -180,14 +187,14 @@ func (l *loop) observe() map[mesh.Ref]bool {
 			Complete: warm,
 			Set: func(yield func(mesh.ItemKey, []byte) bool) {
 				for k, v := range ch.Set {
-					if !yield(mesh.ItemKey(k), v) {
+					if !l.trust.Take(c, mesh.ItemKey(k), v) && !yield(mesh.ItemKey(k), v) {
 						return
 					}
 				}
 			},
 			Gone: func(yield func(mesh.ItemKey) bool) {
 				for _, k := range ch.Deleted {
-					if !yield(mesh.ItemKey(k)) {
+					if !l.trust.Take(c, mesh.ItemKey(k), nil) && !yield(mesh.ItemKey(k)) {
 						return
 					}
 				}
@@ -216,6 +223,7 @@ func (l *loop) membership(ctx context.Context, sources map[mesh.ClusterName]*adm
 		l.log.Info("cluster deregistered", "cluster", c)
 		l.hub.Forget(c, gone[c])
 		l.state.Forget(c)
+		l.trust.Forget(c)
 		delete(l.sent, c)
 	}
 	for c, uid := range registered {
@@ -232,6 +240,8 @@ type sent struct {
 	whole    bool // it has all of the state before this round
 	complete bool // and was told so
 	ever     bool
+	// directive of trust that it has.
+	directive []byte
 }
 
 // publish hands each cluster's desired state to the hub, as far as safe mode allows: whole the first time, after that only what changed.
@@ -269,14 +279,15 @@ func (l *loop) publish(snap *mesh.Snapshot, result *translate.Result) error {
 			continue
 		}
 		m := snap.Cluster(c)
+		directive, decided := l.trust.Directive(c)
 		// its own inventory decides too: what should be in a cluster depends on what is there
-		complete := w.Remove && (m.SkipWarming || m.Inventory != nil && m.Inventory.Complete)
+		complete := w.Remove && decided && (m.SkipWarming || m.Inventory != nil && m.Inventory.Complete)
 		var err error
 		switch {
 		case !s.whole || s.complete != complete:
-			err = l.hub.Publish(c, without(items(objects, nil), kept[c]), complete)
+			err = l.hub.Publish(c, with(without(items(objects, nil), kept[c]), directive), complete)
 		case differs:
-			err = l.hub.Update(c, without(items(objects, delta.Set), kept[c]), keys(delta.Gone), complete)
+			err = l.hub.Update(c, with(without(items(objects, delta.Set), kept[c]), directive), keys(delta.Gone), complete)
 		default:
 			continue
 		}
@@ -284,11 +295,44 @@ func (l *loop) publish(snap *mesh.Snapshot, result *translate.Result) error {
 			s.whole = false
 			errs = append(errs, fmt.Errorf("cluster %q: publish: %w", c, err))
 		} else {
-			s = sent{whole: true, complete: complete, ever: true}
+			s = sent{whole: true, complete: complete, ever: true, directive: directive}
 		}
 		l.sent[c] = s
 	}
+	return errors.Join(append(errs, l.direct(snap))...)
+}
+
+// direct hands directives of trust to clusters that got nothing else in this round. Safe mode is not asked: what the engine decides rests on each cluster's own
+// observation, and a directive says the whole of itself.
+func (l *loop) direct(snap *mesh.Snapshot) error {
+	var errs []error
+	for i := range snap.Clusters {
+		c := snap.Clusters[i].Name
+		s := l.sent[c]
+		directive, _ := l.trust.Directive(c)
+		if directive == nil || bytes.Equal(directive, s.directive) {
+			continue
+		}
+		if err := l.hub.Update(c, with(nil, directive), nil, s.complete); err != nil {
+			errs = append(errs, fmt.Errorf("cluster %q: directive of trust: %w", c, err))
+			continue
+		}
+		s.directive = directive
+		l.sent[c] = s
+	}
 	return errors.Join(errs...)
+}
+
+// with adds a directive of trust; nil: there is none.
+func with(items map[synclog.Key][]byte, directive []byte) map[synclog.Key][]byte {
+	if directive == nil {
+		return items
+	}
+	if items == nil {
+		items = map[synclog.Key][]byte{}
+	}
+	items[synclog.Key{Type: mesh.ItemTrust, Name: mesh.ItemTrust}] = directive
+	return items
 }
 
 func key(ref mesh.Ref) synclog.Key {

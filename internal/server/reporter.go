@@ -16,6 +16,7 @@ import (
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/report"
+	"ambitmesh.dev/ambit/internal/rotation"
 	"ambitmesh.dev/ambit/internal/state"
 	"ambitmesh.dev/ambit/internal/translate"
 )
@@ -55,6 +56,7 @@ type reporter struct {
 	events  *report.Events
 	record  func(audit.Record)
 	metrics *metrics
+	trust   *rotation.Keeper
 	started time.Time
 
 	clusters   *report.Writer[adminv2.KubernetesClusterStatus]
@@ -84,6 +86,15 @@ func newReporter(s *server, hub *relay.Hub) *reporter {
 		posted:    newBell(), news: news{touched: map[mesh.Ref]bool{}}, book: report.NewBook(), due: map[mesh.Ref]bool{},
 		refused: map[mesh.ClusterName]time.Time{}, since: map[mesh.ClusterName]time.Time{},
 	}
+}
+
+// settled is the Snapshot of the latest round, nil while the server does not know everything yet.
+func (r *reporter) settled() *mesh.Snapshot {
+	v := r.latest.Load()
+	if v == nil || !v.warm {
+		return nil
+	}
+	return v.snapshot
 }
 
 // post leaves what a round came to; nil: it came to nothing, but there is news all the same. It never blocks.

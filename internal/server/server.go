@@ -27,6 +27,7 @@ import (
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/relaysecrets"
 	"ambitmesh.dev/ambit/internal/report"
+	"ambitmesh.dev/ambit/internal/rotation"
 	"ambitmesh.dev/ambit/internal/state"
 	"ambitmesh.dev/ambit/internal/translate"
 	"ambitmesh.dev/ambit/internal/validate"
@@ -257,9 +258,15 @@ func (s *server) serveRelay(ctx context.Context) error {
 	hub := relay.NewHub(relay.HubConfig{Family: s.secrets, Gate: reg, Log: s.log, Version: version.Version})
 	s.metrics.registry.MustRegister(hub.Collector())
 	rep := newReporter(s, hub)
+	relayBell := newBell()
+	board := rotation.NewBoard(relayBell.ring)
+	rep.trust = rotation.New(rotation.Config{
+		Client: s.api, Namespace: s.cfg.Namespace, Board: board, Snapshot: rep.settled, Sessions: func() map[mesh.ClusterName]mesh.Session { return sessions(hub) },
+		Issuers: rotation.NewIssuers(s.api, s.cfg.Namespace), Record: s.record, Changed: rep.posted.ring, Log: s.log.With("stage", "trust"),
+	})
 	lp := &loop{
 		cfg: s.cfg, log: s.log, hub: hub, registry: reg, state: s.state, translator: translate.New(), reporter: rep, metrics: s.metrics,
-		written: s.watch.written, relayBell: newBell(), started: time.Now(), changed: map[mesh.ClusterName]bool{}, sent: map[mesh.ClusterName]sent{},
+		trust: board, keeper: rep.trust, written: s.watch.written, relayBell: relayBell, started: time.Now(), changed: map[mesh.ClusterName]bool{}, sent: map[mesh.ClusterName]sent{},
 	}
 	if err := persist(ctx, s.log, "first round", lp.once); err != nil {
 		return err
@@ -278,6 +285,7 @@ func (s *server) serveRelay(ctx context.Context) error {
 		{"relay changes", lp.follow},
 		{"rounds", lp.run},
 		{"status", rep.run},
+		{"trust", rep.trust.Run},
 	})
 }
 
