@@ -23,6 +23,7 @@ import (
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/admission"
+	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/validate"
 	"ambitmesh.dev/ambit/test/kubetest"
 )
@@ -41,6 +42,13 @@ type webhook struct {
 	mu      sync.Mutex
 	now     time.Time
 	deleted []string
+	snap    *mesh.Snapshot // what the server knows
+}
+
+func (w *webhook) snapshot() *mesh.Snapshot {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.snap
 }
 
 func start(t *testing.T) *webhook {
@@ -58,7 +66,7 @@ func start(t *testing.T) *webhook {
 	if err := w.certs.Keep(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	h := admission.NewHandler(validate.Options{AdminNamespace: "gloo-mesh"}, w.clock, log, func(d admission.Deletion) {
+	h := admission.NewHandler(validate.Options{AdminNamespace: "gloo-mesh", Snapshot: w.snapshot}, w.clock, log, func(d admission.Deletion) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.deleted = append(w.deleted, d.User+" "+d.Object.GetName())
@@ -109,7 +117,7 @@ func (w *webhook) later(d time.Duration) {
 }
 
 func deleteAll(c client.Client) error {
-	for _, o := range []client.Object{&adminv2.KubernetesCluster{}, &adminv2.Workspace{}, &adminv2.WorkspaceSettings{}, &securityv2.AccessPolicy{}, &securityv2.PolicyOverride{}} {
+	for _, o := range []client.Object{&adminv2.KubernetesCluster{}, &adminv2.Workspace{}, &adminv2.WorkspaceSettings{}, &adminv2.RootTrustPolicy{}, &adminv2.RotationRequest{}, &securityv2.AccessPolicy{}, &securityv2.PolicyOverride{}} {
 		if err := c.DeleteAllOf(context.Background(), o, client.InNamespace("gloo-mesh")); err != nil {
 			return err
 		}
@@ -145,7 +153,7 @@ func register(t *testing.T, c client.Client, url string) {
 	rules := func(ops ...admissionregistrationv1.OperationType) []admissionregistrationv1.RuleWithOperations {
 		return []admissionregistrationv1.RuleWithOperations{
 			{Operations: ops, Rule: admissionregistrationv1.Rule{
-				APIGroups: []string{"admin.gloo.solo.io"}, APIVersions: []string{"v2"}, Resources: []string{"kubernetesclusters", "workspaces", "workspacesettings"}, Scope: &scope,
+				APIGroups: []string{"admin.gloo.solo.io"}, APIVersions: []string{"v2"}, Resources: []string{"kubernetesclusters", "workspaces", "workspacesettings", "roottrustpolicies", "rotationrequests"}, Scope: &scope,
 			}},
 			{Operations: ops, Rule: admissionregistrationv1.Rule{
 				APIGroups: []string{"security.policy.gloo.solo.io"}, APIVersions: []string{"v2"}, Resources: []string{"accesspolicies", "policyoverrides"}, Scope: &scope,

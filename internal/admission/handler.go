@@ -190,8 +190,7 @@ func (h *Handler) validate(r *admissionv1.AdmissionRequest) *admissionv1.Admissi
 	}
 	switch r.Operation {
 	case admissionv1.Delete:
-		h.noteDeletion(k, r)
-		return allow()
+		return h.delete(k, r)
 	case admissionv1.Create, admissionv1.Update:
 	default:
 		return allow()
@@ -207,6 +206,24 @@ func (h *Handler) validate(r *admissionv1.AdmissionRequest) *admissionv1.Admissi
 	if why := k.record.forged(&c, r.UserInfo.Username); why != "" && !c.going() {
 		return refuse(fmt.Sprintf("%s %q: %s", k.kind, r.Name, why))
 	}
+	return allow(warnings...)
+}
+
+// delete lets an object go, unless its kind has a reason not to. What is going already, held by finalizers, is not kept a second time, nor what can't be read.
+func (h *Handler) delete(k *resource, r *admissionv1.AdmissionRequest) *admissionv1.AdmissionResponse {
+	var meta metav1.PartialObjectMetadata
+	var warnings []string
+	if k.remove != nil && json.Unmarshal(r.OldObject.Raw, &meta) == nil && meta.DeletionTimestamp == nil {
+		refused, doubts, err := k.remove(r.OldObject.Raw)
+		if err != nil {
+			h.log.Warn("deletion not judged: the stored object can't be read", "error", err, "kind", k.kind, "name", r.Name)
+		}
+		if refused != "" {
+			return refuse(fmt.Sprintf("%s %q: %s", k.kind, r.Name, refused))
+		}
+		warnings = doubts
+	}
+	h.noteDeletion(k, r)
 	return allow(warnings...)
 }
 

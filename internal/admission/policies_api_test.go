@@ -225,6 +225,8 @@ func TestWhoChangedOtherKinds(t *testing.T) {
 	for _, manifest := range []string{
 		workspaceHead + `spec: {workloadClusters: [{name: a, namespaces: [{name: b}]}]}`,
 		settingsHead + `spec: {options: {serviceIsolation: {enabled: true}}}`,
+		trustHead + `spec: {config: {mgmtServerCa: {generated: {}}}}`,
+		requestHead + `spec: {policy: root-trust, action: Rotate, reason: age}`,
 		overrideHead + `spec: {policyRef: {name: p}, clusters: [a], reason: x, for: 1h}`,
 	} {
 		u := object(t, manifest)
@@ -266,7 +268,7 @@ func TestWebhookDownRefusesPolicies(t *testing.T) {
 	w.stop()
 	for _, manifest := range []string{
 		strings.Replace(policyHead, "billing-allow-payments", "other", 1) + `spec: {config: {authz: {}}}`,
-		workspaceHead + `spec: {}`, settingsHead + `spec: {}`, overrideHead + `spec: {policyRef: {name: p}, reason: x, for: 1h}`,
+		workspaceHead + `spec: {}`, settingsHead + `spec: {}`, trustHead + `spec: {}`, requestHead + `spec: {policy: p, action: Pause, reason: x}`, overrideHead + `spec: {policyRef: {name: p}, reason: x, for: 1h}`,
 	} {
 		u := object(t, manifest)
 		if err := w.admin.Create(t.Context(), u); err == nil {

@@ -19,11 +19,13 @@ type resource struct {
 	record record
 	// check decodes an object as it would be stored, and the one it replaces (nil for a new one), and says what is wrong and what is doubtful.
 	check func(raw, old []byte, name, namespace string, o validate.Options) (errs field.ErrorList, warnings []string, err error)
+	// remove says of a stored object why it can't be deleted, empty for nothing, and else what is doubtful about that. nil: any object of the kind may go.
+	remove func(raw []byte) (refused string, warnings []string, err error)
 	// empty returns an object of the kind.
 	empty func() client.Object
 }
 
-// resources is the list of kinds. The four that people change while the mesh runs say who changed them last; a KubernetesCluster says who registered it.
+// resources is the list of kinds. Those that people change while the mesh runs say who changed them last; a KubernetesCluster says who registered it.
 func resources() []resource {
 	registered := record{by: adminv2.AnnotationRegisteredBy, at: adminv2.AnnotationRegisteredAt, verb: "registers the cluster"}
 	changed := record{by: securityv2.AnnotationChangedBy, at: securityv2.AnnotationChangedAt, verb: "changes it", onChange: true}
@@ -31,6 +33,8 @@ func resources() []resource {
 		of(adminv2.GroupName, "KubernetesCluster", registered, validate.KubernetesCluster, func(*adminv2.KubernetesCluster, validate.Options) []string { return nil }),
 		of(adminv2.GroupName, "Workspace", changed, validate.Workspace, validate.WarningsOfWorkspace),
 		of(adminv2.GroupName, "WorkspaceSettings", changed, validate.WorkspaceSettings, validate.WarningsOfWorkspaceSettings),
+		of(adminv2.GroupName, "RootTrustPolicy", changed, validate.RootTrustPolicy, validate.WarningsOfRootTrustPolicy).unless(deletion(validate.DeletionOfRootTrustPolicy)),
+		of(adminv2.GroupName, "RotationRequest", changed, validate.RotationRequest, validate.WarningsOfRotationRequest),
 		of(securityv2.GroupName, "AccessPolicy", changed, validate.AccessPolicy, validate.WarningsOfAccessPolicy),
 		of(securityv2.GroupName, "PolicyOverride", changed, validate.PolicyOverride, validate.WarningsOfPolicyOverride),
 	}
@@ -68,5 +72,23 @@ func of[T any, P interface {
 			}
 			return nil, doubts(now, o), nil
 		},
+	}
+}
+
+// unless has deletions judged.
+func (r resource) unless(remove func([]byte) (string, []string, error)) resource {
+	r.remove = remove
+	return r
+}
+
+// deletion reads the object that is to go.
+func deletion[T any](judge func(*T) (refused string, doubts []string)) func([]byte) (string, []string, error) {
+	return func(raw []byte) (string, []string, error) {
+		o := new(T)
+		if err := json.Unmarshal(raw, o); err != nil {
+			return "", nil, err
+		}
+		refused, doubts := judge(o)
+		return refused, doubts, nil
 	}
 }

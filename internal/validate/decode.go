@@ -3,6 +3,7 @@ package validate
 import (
 	"bytes"
 	"encoding"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -124,6 +125,7 @@ func (w *walker) value(path *field.Path, v any, t reflect.Type) {
 		w.entries(path, m, t.Elem())
 	case reflect.Slice:
 		if t.Elem().Kind() == reflect.Uint8 {
+			w.bytes(path, v)
 			return
 		}
 		l, ok := v.([]any)
@@ -154,10 +156,44 @@ func (w *walker) scalar(path *field.Path, v any, t reflect.Type) {
 	case reflect.Int, reflect.Int32, reflect.Int64, reflect.Uint32, reflect.Uint64:
 		w.whole(path, v, t)
 	case reflect.Float32, reflect.Float64:
-		if _, ok := v.(json.Number); !ok {
-			w.wrongType(path, v, "a number")
-		}
+		w.fraction(path, v, t)
 	default:
+	}
+}
+
+func (w *walker) fraction(path *field.Path, v any, t reflect.Type) {
+	if n, ok := v.(json.Number); ok {
+		if _, err := strconv.ParseFloat(n.String(), t.Bits()); err != nil {
+			w.wrongType(path, v, "a number that is not huge")
+		}
+		return
+	}
+	want := "a number"
+	if s, is := v.(string); is {
+		percent, isPercent := strings.CutSuffix(strings.TrimSpace(s), "%")
+		switch f, err := strconv.ParseFloat(strings.TrimSpace(percent), 64); {
+		case err != nil:
+		case isPercent:
+			want += fmt.Sprintf(": write %v for %s", f/100, s)
+		default:
+			want += fmt.Sprintf(": write %s without quotes", s)
+		}
+	}
+	w.wrongType(path, v, want)
+}
+
+// bytes checks what stands as base64.
+func (w *walker) bytes(path *field.Path, v any) {
+	s, ok := v.(string)
+	switch {
+	case !ok:
+		w.wrongType(path, v, "base64 in a string")
+	case strings.Contains(s, "-----BEGIN"):
+		w.errs = append(w.errs, field.Invalid(path, field.OmitValueType{}, "that is PEM as it is: want it base64-encoded, the output of base64 -w0 FILE"))
+	default:
+		if _, err := base64.StdEncoding.DecodeString(s); err != nil {
+			w.errs = append(w.errs, field.Invalid(path, field.OmitValueType{}, "want base64: the output of base64 -w0 FILE"))
+		}
 	}
 }
 
@@ -188,6 +224,10 @@ func (w *walker) whole(path *field.Path, v any, t reflect.Type) {
 func (w *walker) entries(path *field.Path, m map[string]any, elem reflect.Type) {
 	for _, k := range sorted(m) {
 		if w.placeholder(path, k) {
+			continue
+		}
+		if lastOf(path) == "clusterSelector" && (k == "selector" || k == "labels" || k == "matchLabels") && !isScalar(m[k]) {
+			w.wrongType(path.Key(k), m[k], "the labels of clusters here, without "+k+" around them: write clusterSelector: {region: eu}")
 			continue
 		}
 		if elem.Kind() == reflect.String && len(w.up) > 0 && !isScalar(m[k]) {

@@ -143,3 +143,22 @@ func FuzzSelector(f *testing.F) {
 		}
 	})
 }
+
+func FuzzRootTrustPolicy(f *testing.F) {
+	seed(f, pageTrust,
+		`spec: {applyToMeshes: [{istio: {revision: a, namespace: b, clusterSelector: {c: d}, selector: {e: f}}}], config: {mgmtServerCa: {secretRef: {name: a}}, intermediateCertOptions: {ttlDays: 1, rsaKeySizeBytes: 2048, orgName: o, secretRotationGracePeriodRatio: 0.1, keyAlgorithm: RSA}, passiveCertificateAuthorities: [{generated: {}}]}}`,
+		`spec: {config: {agentCa: {vault: {server: "https://v", csrPath: pki/issuer/3f2a/sign-intermediate, caPath: /v1/pki/ca/pem, caBundle: eA==, appRole: {roleId: a, secretIdRef: {name: b}}}}}, rotation: {canary: c, soak: 1h, crossSign: true, longestLeaf: 24h}, existingCacerts: Adopt, crl: Always}`,
+		`spec: {config: {agentCa: {awsPrivateCa: {arn: "arn:aws:acm-pca:eu-west-1:123456789012:certificate-authority/12345678-1234-1234-1234-123456789012", endpoint: "https://a"}, certManager: {issuerRef: {name: a, kind: Issuer}}}}}`)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		idempotent(t, raw, func(p *adminv2.RootTrustPolicy) field.ErrorList { return validate.RootTrustPolicy(p, nil, fuzzOptions) },
+			func(p *adminv2.RootTrustPolicy) []string { return validate.WarningsOfRootTrustPolicy(p, fuzzOptions) })
+	})
+}
+
+func FuzzRotationRequest(f *testing.F) {
+	seed(f, `spec: {policy: p, action: Fence, clusters: [a, b], reason: x}`, `spec: {policy: p, action: Rotate, emergency: true, reason: x}`)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		idempotent(t, raw, func(p *adminv2.RotationRequest) field.ErrorList { return validate.RotationRequest(p, nil, fuzzOptions) },
+			func(p *adminv2.RotationRequest) []string { return validate.WarningsOfRotationRequest(p, fuzzOptions) })
+	})
+}

@@ -5,15 +5,17 @@ import (
 	"strings"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	issuancev2 "ambitmesh.dev/ambit/api/issuance/v2"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 )
 
 // served says in which group each of our kinds is.
 func served() map[string]string {
-	admin, security := adminv2.GroupVersion().String(), securityv2.GroupVersion().String()
+	admin, security, issuance := adminv2.GroupVersion().String(), securityv2.GroupVersion().String(), issuancev2.GroupVersion().String()
 	return map[string]string{
-		"KubernetesCluster": admin, "Workspace": admin, "WorkspaceSettings": admin,
+		"KubernetesCluster": admin, "Workspace": admin, "WorkspaceSettings": admin, "RootTrustPolicy": admin, "RotationRequest": admin,
 		"AccessPolicy": security, "PolicyOverride": security,
+		"IssuedCertificate": issuance, "PodBounceDirective": issuance,
 	}
 }
 

@@ -22,6 +22,9 @@ func TestGroup(t *testing.T) {
 		{"networking.mesh.gloo.solo.io/v1", "VirtualMesh"}:            `networking.mesh.gloo.solo.io/v1 VirtualMesh is of an older release: write a Workspace and WorkspaceSettings (admin.gloo.solo.io/v2)`,
 		{"security.gloo.solo.io/v2", "WAFPolicy"}:                     `apiVersion "security.gloo.solo.io/v2" is of an older release: today it is "security.policy.gloo.solo.io/v2"`,
 		{"admin.gloo.solo.io/v2", "RootTrustPolicy"}:                  "",
+		{"admin.gloo.solo.io/v2", "RootTrustPolcy"}:                   `admin.gloo.solo.io/v2 has no kind "RootTrustPolcy": did you mean "RootTrustPolicy"? (apiVersion: admin.gloo.solo.io/v2)`,
+		{"security.policy.gloo.solo.io/v2", "RootTrustPolicy"}:        `apiVersion "security.policy.gloo.solo.io/v2" has no RootTrustPolicy: write "admin.gloo.solo.io/v2"`,
+		{"cert-manager.io/v1", "CertificateRequest"}:                  "",
 		{"apps/v1", "Deployment"}:                                     "",
 		{"v1", "Namespace"}:                                           "",
 	} {

@@ -18,6 +18,9 @@ func (w *walker) unknown(key string, known map[string]reflect.Type, t reflect.Ty
 	if s, ok := Nearest(key, names(known)); ok {
 		return fmt.Sprintf("unknown field: did you mean %q?", s)
 	}
+	if top && (key == "name" || key == "namespace" || key == "labels" || key == "annotations") {
+		return fmt.Sprintf("unknown field here: did you mean %q inside \"metadata\"? (indent it further)", key)
+	}
 	if where, s, ok := below(key, t, top, func(word string, candidates []string) (string, bool) {
 		for _, c := range candidates {
 			if strings.EqualFold(c, word) {
@@ -40,6 +43,9 @@ func (w *walker) unknown(key string, known map[string]reflect.Type, t reflect.Ty
 	if hint := istioWord(key, t); hint != "" {
 		return "unknown field: " + hint
 	}
+	if hint := trustWord(key, t); hint != "" {
+		return "unknown field: " + hint
+	}
 	if where, s, ok := below(key, t, top, Nearest); ok {
 		return fmt.Sprintf("unknown field here: did you mean %q inside %s? (indent it further)", s, where)
 	}
@@ -55,7 +61,7 @@ func below(key string, t reflect.Type, top bool, match func(string, []string) (s
 		typ   reflect.Type
 		where string
 	}
-	for here, depth := []place{{t, ""}}, 0; len(here) > 0 && depth < 4; depth++ {
+	for here, depth := []place{{t, ""}}, 0; len(here) > 0 && depth < 5; depth++ {
 		var next []place
 		for _, p := range here {
 			known := fields(p.typ)

@@ -55,6 +55,16 @@ func judge(t *testing.T, manifest string) verdict {
 		if errs = validate.Decode(raw, p); len(errs) == 0 {
 			errs, v.Warnings = validate.WorkspaceSettings(p, nil, o), validate.WarningsOfWorkspaceSettings(p, o)
 		}
+	case "RootTrustPolicy":
+		p := &adminv2.RootTrustPolicy{}
+		if errs = validate.Decode(raw, p); len(errs) == 0 {
+			errs, v.Warnings = validate.RootTrustPolicy(p, nil, o), validate.WarningsOfRootTrustPolicy(p, o)
+		}
+	case "RotationRequest":
+		p := &adminv2.RotationRequest{}
+		if errs = validate.Decode(raw, p); len(errs) == 0 {
+			errs, v.Warnings = validate.RotationRequest(p, nil, o), validate.WarningsOfRotationRequest(p, o)
+		}
 	default:
 		t.Fatalf("kind %q", head.Kind)
 	}

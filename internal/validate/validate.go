@@ -20,6 +20,15 @@ import (
 type Options struct {
 	// AdminNamespace is the only namespace whose admin.gloo.solo.io objects the server reads.
 	AdminNamespace string
+	// Snapshot is what the server knows of everything else, or nil; it must answer at once. Rules between objects hold as far as it tells: none, where there is nobody to ask.
+	Snapshot func() *mesh.Snapshot
+}
+
+func (o Options) snapshot() *mesh.Snapshot {
+	if o.Snapshot == nil {
+		return nil
+	}
+	return o.Snapshot()
 }
 
 // KubernetesCluster checks a new or changed cluster; old is nil for a new one.

@@ -146,6 +146,7 @@ type CommonCertOptions struct {
 	// replaced by itself. Never so that leaves outlive their issuer, nor sooner than after a day (half its life, when that is less).
 	// +kubebuilder:validation:Schemaless
 	// +kubebuilder:validation:Type=number
+	// +kubebuilder:validation:XValidation:rule="self >= 0.0 && self < 1.0",message="want more than 0 and less than 1, such as 0.5"
 	// +optional
 	SecretRotationGracePeriodRatio float64 `json:"secretRotationGracePeriodRatio,omitempty"`
 	// KeyAlgorithm (our addition). Absent: RSA.
