@@ -47,7 +47,7 @@ type Trust struct {
 	// Adopt a cacerts that somebody else owns.
 	Adopt bool
 	CRL   adminv2.CRLMode
-	// Canary switches first; empty: whichever. It signs alone for Soak.
+	// Canary switches first, and signs alone for Soak; empty: none does.
 	Canary    ClusterName
 	Soak      time.Duration
 	CrossSign bool

@@ -291,6 +291,7 @@ func TestRootTrustPolicyWarnings(t *testing.T) {
 		"default issuer":     {config(`agentCa: {vault: {server: "https://v", csrPath: pki/issuer/default/sign-intermediate, tokenSecretRef: {name: t}}}`), doubtful(v + `: the default issuer can be changed in Vault at any time: pin one, by its ID, in issuer`)},
 		"in the clear":       {config(`agentCa: {vault: {server: "http://vault:8200", csrPath: pki/root/sign-intermediate, tokenSecretRef: {name: t}}}`), doubtful(v + `.server: http: credentials and certificates pass in the clear; write https`)},
 		"two mounts":         {config(`agentCa: {vault: {server: "https://v", csrPath: pki_int/root/sign-intermediate, caPath: pki/ca, tokenSecretRef: {name: t}}}`), doubtful(v + `.caPath: it is of another mount (pki) than what signs (pki_int): intermediates verify only if that one's CA was issued by this one's`)},
+		"soak of nobody":     {`spec: {rotation: {soak: 10m}}`, doubtful(`spec.rotation.soak: no effect without canary: no cluster goes first`)},
 		"no revocation":      {`spec: {crl: Never}`, doubtful(`spec.crl: Never: the intermediate of a cluster that is deregistered or revoked is trusted until it ends, or the root is replaced`)},
 		"a name as label":    {`spec: {applyToMeshes: [{istio: {clusterSelector: {name: c1}}}]}`, doubtful(`spec.applyToMeshes[0].istio.clusterSelector: name is a label here, compared with the labels of KubernetesClusters: it selects clusters labelled name=c1`)},
 		"during a rotation":  {"spec: {}\nstatus: {phase: Switching}", doubtful(`spec: a rotation is under way (Switching): a change of the root takes effect when it has ended`)},
@@ -332,7 +333,7 @@ func TestRootTrustPolicyAmongOthers(t *testing.T) {
 			want: wrong(`spec.applyToMeshes: Forbidden: RootTrustPolicy "b" selects us-1 already: a mesh has one root of trust; change that policy, or have each select its own`),
 		},
 		"selects none": {now: selecting("a", map[string]string{"region": "ap"}), want: doubtful(`spec.applyToMeshes: it selects none of the 3 registered clusters`)},
-		"canary":       {now: canary, want: doubtful(`spec.rotation.canary: cluster "us-1" is not among those it selects: the server chooses another`)},
+		"canary":       {now: canary, want: doubtful(`spec.rotation.canary: cluster "us-1" is not among those it selects: no cluster goes first`)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := validate.Options{AdminNamespace: "gloo-mesh", Snapshot: func() *mesh.Snapshot { return &mesh.Snapshot{Clusters: clusters, RootPolicies: tc.others} }}

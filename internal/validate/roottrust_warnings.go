@@ -33,6 +33,9 @@ func WarningsOfRootTrustPolicy(now *adminv2.RootTrustPolicy, o Options) []string
 	if t.CRL == adminv2.CRLNever {
 		w.say("spec.crl", "Never: the intermediate of a cluster that is deregistered or revoked is trusted until it ends, or the root is replaced")
 	}
+	if r := now.Spec.Rotation; r != nil && r.Soak != nil && r.Soak.Duration > 0 && r.Canary == "" {
+		w.say("spec.rotation.soak", "no effect without canary: no cluster goes first")
+	}
 	if p := now.Status.Phase; p != "" && p != adminv2.PhaseSteady && p != adminv2.PhaseFinished {
 		w.say("spec", "a rotation is under way (%s): a change of the root takes effect when it has ended", p)
 	}
@@ -106,7 +109,7 @@ func (w *warnings) selection(t *mesh.Trust, now *adminv2.RootTrustPolicy, o Opti
 		w.say("spec.applyToMeshes", "it selects none of the %d registered clusters", len(snap.Clusters))
 	}
 	if r := now.Spec.Rotation; r != nil && r.Canary != "" && !unknown && !slices.Contains(selected, r.Canary) {
-		w.say("spec.rotation.canary", "cluster %q is not among those it selects: the server chooses another", r.Canary)
+		w.say("spec.rotation.canary", "cluster %q is not among those it selects: no cluster goes first", r.Canary)
 	}
 }
 

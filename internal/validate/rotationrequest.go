@@ -86,7 +86,7 @@ func WarningsOfRotationRequest(now *adminv2.RotationRequest, o Options) []string
 	case now.Spec.Emergency:
 		w.say("spec.emergency", "every istiod, ztunnel, gateway and waypoint of the mesh is restarted, established connections are closed, and nothing waits for what can't be seen: some handshakes may fail")
 	case now.Spec.Action == adminv2.ActionFence:
-		w.say("spec.clusters", "the other clusters cut off %s, and connections to and from there fail, until action: Unfence", few(now.Spec.Clusters))
+		w.say("spec.clusters", "the rotation goes on without %s: workloads there and elsewhere refuse each other once a root is dropped, until action: Unfence and the cluster has caught up", few(now.Spec.Clusters))
 	case now.Spec.Action == adminv2.ActionRevoke:
 		w.say("spec.clusters", "workloads of %s are refused by all that check revocation, until the clusters have new intermediates", few(now.Spec.Clusters))
 	}

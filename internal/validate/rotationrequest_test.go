@@ -30,7 +30,7 @@ func TestRotationRequest(t *testing.T) {
 		"rollback": {`spec: {policy: root-trust, action: Rollback, reason: INC}`, verdict{}},
 		"unfence":  {`spec: {policy: root-trust, action: Unfence, clusters: [c1], reason: it is back}`, verdict{}},
 		"fence": {`spec: {policy: root-trust, action: Fence, clusters: [c1, c2], reason: flood}`, doubtful(
-			`spec.clusters: the other clusters cut off c1, c2, and connections to and from there fail, until action: Unfence`)},
+			`spec.clusters: the rotation goes on without c1, c2: workloads there and elsewhere refuse each other once a root is dropped, until action: Unfence and the cluster has caught up`)},
 		"revoke": {`spec: {policy: root-trust, action: Revoke, clusters: [c1], reason: stolen}`, doubtful(
 			`spec.clusters: workloads of c1 are refused by all that check revocation, until the clusters have new intermediates`)},
 		"emergency": {`spec: {policy: root-trust, action: Rotate, emergency: true, reason: stolen}`, doubtful(

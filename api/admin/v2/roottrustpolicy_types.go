@@ -15,7 +15,7 @@ type RootTrustPolicySpec struct {
 	// Config absent: a root is generated, and everything else is at its default.
 	// +optional
 	Config *RootTrustConfig `json:"config,omitempty"`
-	// Rotation says how a change of the root is carried out (our addition). Absent: as fast as proofs allow, the canary chosen by the server.
+	// Rotation says how a change of the root is carried out (our addition). Absent: as fast as proofs allow.
 	// +optional
 	Rotation *RotationOptions `json:"rotation,omitempty"`
 	// ExistingCacerts says what to do with a Secret cacerts that somebody else owns (our addition). Absent: Keep.
@@ -190,11 +190,11 @@ const (
 //
 // +kubebuilder:pruning:PreserveUnknownFields
 type RotationOptions struct {
-	// Canary is the cluster that signs under the new root first; the others follow when both directions to and from it are proven. Absent: the server chooses.
+	// Canary is the cluster that signs under the new root first; the others follow when both directions to and from it are proven. Absent: none goes first.
 	// +kubebuilder:validation:MaxLength=63
 	// +optional
 	Canary string `json:"canary,omitempty"`
-	// Soak is how long the canary signs alone after it is proven ("10m"), at most 720h. Absent: 0.
+	// Soak is how long the canary signs alone after it is proven ("10m"), at most 720h. Absent: 0s.
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('720h')",message="want 0s to 720h, such as 10m or 24h"
 	// +optional
 	Soak *metav1.Duration `json:"soak,omitempty"`

@@ -14,7 +14,7 @@ const (
 	ActionPause    RotationAction = "Pause"    // take no further step
 	ActionResume   RotationAction = "Resume"   // go on
 	ActionRollback RotationAction = "Rollback" // go back to the old root, as far as that is safe
-	ActionFence    RotationAction = "Fence"    // go on without these clusters; the others cut them off
+	ActionFence    RotationAction = "Fence"    // go on without these clusters: they and the others may come to refuse each other
 	ActionUnfence  RotationAction = "Unfence"  // let these clusters back in: they are waited for again
 	ActionRevoke   RotationAction = "Revoke"   // put the intermediates of these clusters on the revocation list, everywhere
 )
