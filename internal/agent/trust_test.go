@@ -96,7 +96,7 @@ func trusts(t *testing.T, s *site, h *hub) {
 	}}}
 	h.direct(d)
 	var request mesh.IntermediateRequest
-	s.within(10*time.Second, "a certificate request", func() bool { return h.item(mesh.ItemTrustRequest, "1", &request) })
+	s.within(10*time.Second, "a certificate request", func() bool { return h.item(mesh.ItemTrustRequest, "g1", &request) })
 	csr, err := x509.ParseCertificateRequest(request.CSR)
 	if err != nil {
 		t.Fatal(err)

@@ -11,7 +11,6 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
-	"fmt"
 	"log/slog"
 	"math/big"
 	"os"
@@ -29,6 +28,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/pki"
 	"ambitmesh.dev/ambit/internal/relay/synclog"
 	"ambitmesh.dev/ambit/test/kubetest"
 )
@@ -232,7 +232,7 @@ func (s *site) issued(d *mesh.TrustDirective, o mesh.IntermediateOrder, by *root
 	s.t.Helper()
 	d.Intermediates = append(d.Intermediates, o)
 	s.direct(*d)
-	name := fmt.Sprint(o.Generation)
+	name := o.ID
 	s.within("a request for "+o.ID, func() bool { return s.requests()[name].ID == o.ID })
 	d.Intermediates[len(d.Intermediates)-1].Chain = by.issue(s.t, s.requests()[name].CSR)
 	s.direct(*d)
@@ -261,7 +261,7 @@ func TestRotation(t *testing.T) {
 	if !bytes.Equal(first.Data["root-cert.pem"], d.Bundle) || !bytes.Equal(first.Data["cert-chain.pem"], d.Intermediates[0].Chain) || len(first.Data) != 4 {
 		t.Errorf("content: %v", first.Data)
 	}
-	key, err := parseKey(first.Data["ca-key.pem"])
+	key, err := pki.ParseKey(first.Data["ca-key.pem"])
 	cert, err2 := parse(first.Data["ca-cert.pem"])
 	if err != nil || err2 != nil || publicOf(key.Public()) != publicOf(cert[0].PublicKey) {
 		t.Fatal("key and certificate don't fit", err, err2)
@@ -449,7 +449,7 @@ func TestRefusedChains(t *testing.T) {
 	d := mesh.TrustDirective{Policy: "gloo-mesh/p", Bundle: pemOf(r1.cert), Intermediates: []mesh.IntermediateOrder{order("g1", 1)}}
 	s.direct(d)
 	s.within("a request", func() bool { return len(s.requests()) == 1 })
-	csr := s.requests()["1"].CSR
+	csr := s.requests()["g1"].CSR
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -498,11 +498,11 @@ func TestSurvivesARestart(t *testing.T) {
 	d := mesh.TrustDirective{Policy: "gloo-mesh/p", Bundle: pemOf(r1.cert), Intermediates: []mesh.IntermediateOrder{order("g1", 1)}}
 	s.direct(d)
 	s.within("a request", func() bool { return len(s.requests()) == 1 })
-	csr, keys := s.requests()["1"].CSR, s.secret(KeysName).ResourceVersion
+	csr, keys := s.requests()["g1"].CSR, s.secret(KeysName).ResourceVersion
 	s.restart()
 	s.direct(d)
 	s.within("in force", func() bool { return !s.keeper.State().Applied.IsZero() })
-	if got := s.requests()["1"].CSR; !bytes.Equal(got, csr) || s.secret(KeysName).ResourceVersion != keys {
+	if got := s.requests()["g1"].CSR; !bytes.Equal(got, csr) || s.secret(KeysName).ResourceVersion != keys {
 		t.Error("another request after the restart")
 	}
 	d.Intermediates[0].Chain, d.Signer = r1.issue(t, csr), "g1"

@@ -3,102 +3,129 @@ package cacerts
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"math/big"
 	"net/url"
+	"slices"
 	"time"
 
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/pki"
 )
 
 // newKey makes a key and its PEM.
 func newKey(algorithm string) (crypto.Signer, []byte, error) {
-	var key crypto.Signer
-	var err error
-	switch algorithm {
-	case "RSA-2048":
-		key, err = rsa.GenerateKey(rand.Reader, 2048)
-	case "RSA-4096":
-		key, err = rsa.GenerateKey(rand.Reader, 4096)
-	case "ECDSA-P256":
-		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case "ECDSA-P384":
-		key, err = ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	default:
-		return nil, nil, fmt.Errorf("key algorithm %q is not known", algorithm)
-	}
+	key, err := pki.GenerateKey(pki.KeyAlgorithm(algorithm))
 	if err != nil {
 		return nil, nil, err
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, nil, err
+	raw, err := pki.EncodeKey(key)
+	return key, raw, err
+}
+
+func subjectOf(o mesh.IntermediateOrder) pkix.Name {
+	n := pkix.Name{CommonName: o.CommonName}
+	if o.Organization != "" {
+		n.Organization = []string{o.Organization}
 	}
-	return key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
+	return n
 }
 
 // newRequest makes the certificate request of a slot.
 func newRequest(key crypto.Signer, o mesh.IntermediateOrder) ([]byte, error) {
-	r := &x509.CertificateRequest{Subject: pkix.Name{Organization: []string{o.Organization}, CommonName: o.CommonName}}
+	var uris []*url.URL
 	for _, text := range o.URIs {
 		u, err := url.Parse(text)
 		if err != nil {
 			return nil, err
 		}
-		r.URIs = append(r.URIs, u)
+		uris = append(uris, u)
 	}
-	return x509.CreateCertificateRequest(rand.Reader, r, key)
+	return pki.NewCSR(key, subjectOf(o), uris)
 }
 
-// checkChain says what is wrong with the chain that came for a slot. A root that is not known yet is no fault before the chain is to sign.
+// checkChain says what is wrong with the chain that came for a slot. roots are those of the directed bundle: what signs has to lead there. What does not sign yet has to lead to
+// the root that the order names, or as far as its chain goes.
 func checkChain(o mesh.IntermediateOrder, s slot, roots []*x509.Certificate, signs bool, now time.Time) error {
-	chain, err := parse(o.Chain)
+	chain, err := pki.ParseCertificates(o.Chain)
 	if err != nil {
 		return err
 	}
-	if len(chain) == 0 {
-		return errors.New("it is empty")
-	}
-	if publicOf(chain[0].PublicKey) != s.public() {
-		return errors.New("its first certificate is for another key")
-	}
-	if !chain[0].IsCA {
-		return errors.New("its first certificate is no CA certificate")
-	}
-	own, err := parse(o.Root)
-	if err != nil {
-		return fmt.Errorf("its root: %w", err)
-	}
-	if !signs {
-		if len(own) == 0 {
-			return nil
+	switch {
+	case signs:
+	case len(o.Root) > 0:
+		if roots, err = pki.ParseCertificates(o.Root); err != nil {
+			return fmt.Errorf("its root: %w", err)
 		}
-		roots = own
+	default:
+		roots = chain[len(chain)-1:]
 	}
-	pool, between := x509.NewCertPool(), x509.NewCertPool()
-	for _, c := range roots {
-		pool.AddCert(c)
+	if o.Take == "" {
+		return pki.CheckIntermediate(chain, roots, pki.Expect{PublicKey: s.key.Public(), Subject: subjectOf(o), Now: now})
 	}
-	for _, c := range chain[1:] {
-		between.AddCert(c)
+	// What signs already may go on though we would have made it otherwise.
+	switch {
+	case publicOf(chain[0].PublicKey) != s.public():
+		return fmt.Errorf("%s certifies another key than the one that was taken over", chain[0].Subject)
+	case !chain[0].IsCA:
+		return fmt.Errorf("%s is no CA certificate", chain[0].Subject)
 	}
-	_, err = chain[0].Verify(x509.VerifyOptions{Roots: pool, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
-	return err
+	return pki.VerifyPeer(chain, roots, now)
 }
 
-// checkFiles says what istiod, or whoever meets its certificates, would have against a cacerts.
-func checkFiles(files map[string][]byte, _ time.Time) error {
-	for _, name := range []string{caCertFile, caKeyFile, chainFile, rootFile} {
-		if len(files[name]) == 0 {
-			return fmt.Errorf("%s is empty", name)
+// checkFiles looks at a cacerts as istiod does when it loads it, and at what istiod does not look at: that the chain begins with the signer, so that clients get it (facts/lab 2a).
+func checkFiles(files map[string][]byte, now time.Time) error {
+	signer, err := pki.ParseCertificates(files[caCertFile])
+	if err != nil {
+		return fmt.Errorf("%s: %w", caCertFile, err)
+	}
+	chain, err := pki.ParseCertificates(files[chainFile])
+	if err != nil {
+		return fmt.Errorf("%s: %w", chainFile, err)
+	}
+	roots, err := pki.ParseCertificates(files[rootFile])
+	if err != nil {
+		return fmt.Errorf("%s: %w", rootFile, err)
+	}
+	key, err := pki.ParseKey(files[caKeyFile])
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: %w", caKeyFile, err)
+	case publicOf(key.Public()) != publicOf(signer[0].PublicKey):
+		return fmt.Errorf("%s does not fit %s", caKeyFile, caCertFile)
+	case len(signer) != 1 || !signer[0].Equal(chain[0]):
+		return fmt.Errorf("%s does not begin with the certificate in %s", chainFile, caCertFile)
+	}
+	if err := pki.VerifyPeer(chain, roots, now); err != nil {
+		return fmt.Errorf("%s does not verify by %s: %w", caCertFile, rootFile, err)
+	}
+	if crl, ok := files[crlFile]; ok {
+		return checkCRLs(crl, chain)
+	}
+	return nil
+}
+
+// checkCRLs: every certificate of the chain has to have signed one of the lists, else istiod refuses all of the files, silently (istio#61075).
+func checkCRLs(raw []byte, chain []*x509.Certificate) error {
+	var lists []*x509.RevocationList
+	for rest := bytes.TrimSpace(raw); len(rest) > 0; rest = bytes.TrimSpace(rest) {
+		var b *pem.Block
+		if b, rest = pem.Decode(rest); b == nil || b.Type != "X509 CRL" {
+			return fmt.Errorf("%s: after %d lists comes what is none", crlFile, len(lists))
+		}
+		l, err := x509.ParseRevocationList(b.Bytes)
+		if err != nil {
+			return fmt.Errorf("%s: list %d: %w", crlFile, len(lists)+1, err)
+		}
+		lists = append(lists, l)
+	}
+	for _, c := range chain {
+		if !slices.ContainsFunc(lists, func(l *x509.RevocationList) bool { return l.CheckSignatureFrom(c) == nil }) {
+			return fmt.Errorf("%s has no list that %s has signed: istiod would refuse all of it (istio#61075)", crlFile, c.Subject)
 		}
 	}
 	return nil

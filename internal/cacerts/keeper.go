@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"log/slog"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -73,7 +72,7 @@ type Keeper struct {
 	state    State
 
 	// Of Run alone:
-	asked       map[string]bool  // requests that the Source holds, by item name
+	asked       map[string]bool  // requests that the Source holds, by slot
 	overwritten mesh.Fingerprint // the directive for which somebody else's content was overwritten
 	wrote       bool             // cacerts was written or found ours in this life
 	remade      time.Time        // when a deleted cacerts was last made anew
@@ -235,16 +234,15 @@ func (k *Keeper) request(orders []mesh.IntermediateOrder, have map[string]slot) 
 		if !ok || len(s.csr) == 0 {
 			continue
 		}
-		name := strconv.FormatInt(int64(o.Generation), 10)
 		raw, err := json.Marshal(mesh.IntermediateRequest{ID: o.ID, CSR: s.csr})
 		if err == nil {
-			err = k.cfg.Source.Set(synclog.Key{Type: mesh.ItemTrustRequest, Name: name}, raw)
+			err = k.cfg.Source.Set(synclog.Key{Type: mesh.ItemTrustRequest, Name: o.ID}, raw)
 		}
 		if err != nil {
 			k.cfg.Log.Error("a certificate request can't be sent", "intermediate", o.ID, "error", err)
 			continue
 		}
-		want[name] = true
+		want[o.ID] = true
 	}
 	for name := range k.asked {
 		if !want[name] {

@@ -198,7 +198,7 @@ func TestRestartsSurviveTheAgent(t *testing.T) {
 
 func TestManyWaypoints(t *testing.T) {
 	all := []workload{{stage: stageZtunnel, name: "ztunnel", token: "t", rolled: true}}
-	for _, n := range strings.Fields("a b c d e f g h") {
+	for n := range strings.FieldsSeq("a b c d e f g h") {
 		all = append(all, workload{stage: stageWaypoint, resource: "deployments", namespace: n, name: "wp", rolled: true})
 	}
 	s := next(mesh.RestartOrder{DataPlane: "t"}, mesh.RestartOrder{}, all, evidence{began: time.Now()}, memory{})

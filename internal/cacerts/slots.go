@@ -3,14 +3,13 @@ package cacerts
 import (
 	"crypto"
 	"crypto/x509"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/pki"
 )
 
 // slot is a key at hand.
@@ -48,7 +47,7 @@ func readSlots(s *secret) (slots map[string]slot, problems []string) {
 		if !ok {
 			continue
 		}
-		key, err := parseKey(s.data[name])
+		key, err := pki.ParseKey(s.data[name])
 		if err != nil {
 			problems = append(problems, fmt.Sprintf("key %s of Secret %s can't be read: %v: restore it, or delete it and have the intermediate issued anew", name, KeysName, err))
 			continue
@@ -58,51 +57,21 @@ func readSlots(s *secret) (slots map[string]slot, problems []string) {
 	return slots, problems
 }
 
-// parseKey reads a PEM private key in any of the forms that istiod takes.
-func parseKey(raw []byte) (crypto.Signer, error) {
-	b, _ := pem.Decode(raw)
-	if b == nil {
-		return nil, errors.New("it is no PEM")
-	}
-	var key any
-	var err error
-	switch b.Type {
-	case "PRIVATE KEY":
-		key, err = x509.ParsePKCS8PrivateKey(b.Bytes)
-	case "RSA PRIVATE KEY":
-		key, err = x509.ParsePKCS1PrivateKey(b.Bytes)
-	case "EC PRIVATE KEY":
-		key, err = x509.ParseECPrivateKey(b.Bytes)
-	default:
-		return nil, fmt.Errorf("it is a %s", b.Type)
-	}
-	if err != nil {
-		return nil, err
-	}
-	signer, ok := key.(crypto.Signer)
-	if !ok {
-		return nil, fmt.Errorf("a %T can't sign", key)
-	}
-	return signer, nil
-}
-
 // slotPlan is what is to be done to the keys.
 type slotPlan struct {
 	make    []mesh.IntermediateOrder // keys to make, or to take
-	ask     []mesh.IntermediateOrder // certificates to ask for, at most one per generation: requests are named by it
+	ask     []mesh.IntermediateOrder // certificates to ask for
 	destroy []string                 // keys that nobody wants any more
 }
 
 // planSlots decides about keys. checked says of each slot at hand why its chain is no good; inUse is the public key of the CA that istiod has in cacerts.
 func planSlots(d *directive, have map[string]slot, unreadable bool, checked map[string]string, inUse mesh.Fingerprint) slotPlan {
 	var p slotPlan
-	asked := map[mesh.Generation]bool{}
 	for _, o := range d.Intermediates {
 		if _, ok := have[o.ID]; !ok && !unreadable {
 			p.make = append(p.make, o)
 		}
-		if o.Take == "" && (len(o.Chain) == 0 || checked[o.ID] != "") && !asked[o.Generation] {
-			asked[o.Generation] = true
+		if o.Take == "" && (len(o.Chain) == 0 || checked[o.ID] != "") {
 			p.ask = append(p.ask, o)
 		}
 	}
@@ -143,7 +112,7 @@ func taken(o mesh.IntermediateOrder, from *secret) (slot, error) {
 	if from.data[tlsCert] != nil && o.Take == mesh.TakeCACerts { // it wins where both are (facts 1)
 		key = tlsKey
 	}
-	signer, err := parseKey(from.data[key])
+	signer, err := pki.ParseKey(from.data[key])
 	if err != nil {
 		return slot{}, fmt.Errorf("intermediate %q is to be taken over from Secret %s, whose %s can't be read: %w", o.ID, name, key, err)
 	}

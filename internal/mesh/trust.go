@@ -7,7 +7,7 @@ const (
 	// ItemTrust named "trust" is, downward, a TrustDirective: what a cluster's certificate authority should be.
 	// Upward it is a TrustObservation: what it is.
 	ItemTrust = "trust"
-	// ItemTrustRequest is, upward, an IntermediateRequest, named by its generation in decimal.
+	// ItemTrustRequest is, upward, an IntermediateRequest, named by the ID of its slot.
 	ItemTrustRequest = "trustrequest"
 )
 
@@ -156,7 +156,7 @@ type IstiodProbe struct {
 
 // VerifierGroup is a number of workloads on 15008 that present certificates of the same issuer and accept the same roots.
 type VerifierGroup struct {
-	// Kind is "ztunnel", "waypoint", "eastwest" or "gateway".
+	// Kind is "ztunnel", "waypoint", "eastwest", "gateway" or "sidecar". The last two don't accept HBONE: they have an Error always.
 	Kind string `json:"kind"`
 	// Version is the proxy's, where known.
 	Version string `json:"version,omitempty"`
