@@ -308,12 +308,12 @@ type RotationRequest struct {
 	Root  Generation
 }
 
-// RenewAt is when a certificate is to be renewed: when ratio of its life is left; but while there is time for the leaves it issued to be replaced (leaf, at most half its life),
-// and not before it is a day old (half its life, when that is less), so that nothing is renewed, and restarted, all the time.
+// RenewAt is when a certificate is to be renewed: when ratio of its life is left; but while two lifetimes of the leaves it issues are (at most half its life), since before istiod
+// 1.30 leaves outlive their issuer (istio#59768); and not before it is a day old (half its life, when that is less), so that clusters are not changed all the time.
 func RenewAt(notBefore, notAfter time.Time, ratio float64, leaf time.Duration) time.Time {
 	life := notAfter.Sub(notBefore)
 	left := time.Duration(ratio * float64(life))
-	left = max(left, min(leaf, life/2))
+	left = max(left, min(2*leaf, life/2))
 	left = min(left, life-min(24*time.Hour, life/2))
 	return notAfter.Add(-left)
 }

@@ -195,7 +195,8 @@ func TestRenewAt(t *testing.T) {
 		"a tenth is left":              {100 * day, day, 0.1, 90 * day},
 		"in the wild: 1 day, 0.1":      {day, day, 0.1, 12 * time.Hour},
 		"1 day, 0.9":                   {day, day, 0.9, 12 * time.Hour},
-		"3 days, 0.1: leaves need one": {3 * day, day, 0.1, 2 * day},
+		"3 days, 0.1: leaves need two": {3 * day, day, 0.1, 36 * time.Hour},
+		"7 days, 0.1: leaves need two": {7 * day, day, 0.1, 5 * day},
 		"10 days, 0.99: not so soon":   {10 * day, day, 0.99, day},
 		"leaves of 90 days":            {100 * day, 90 * day, 0.1, 50 * day},
 	} {
