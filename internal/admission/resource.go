@@ -34,7 +34,7 @@ func resources() []resource {
 		of(adminv2.GroupName, "Workspace", changed, validate.Workspace, validate.WarningsOfWorkspace),
 		of(adminv2.GroupName, "WorkspaceSettings", changed, validate.WorkspaceSettings, validate.WarningsOfWorkspaceSettings),
 		of(adminv2.GroupName, "RootTrustPolicy", changed, validate.RootTrustPolicy, validate.WarningsOfRootTrustPolicy).unless(deletion(validate.DeletionOfRootTrustPolicy)),
-		of(adminv2.GroupName, "RotationRequest", changed, validate.RotationRequest, validate.WarningsOfRotationRequest),
+		of(adminv2.GroupName, "RotationRequest", changed, validate.RotationRequest, validate.WarningsOfRotationRequest).unless(deletion(validate.DeletionOfRotationRequest)),
 		of(securityv2.GroupName, "AccessPolicy", changed, validate.AccessPolicy, validate.WarningsOfAccessPolicy),
 		of(securityv2.GroupName, "PolicyOverride", changed, validate.PolicyOverride, validate.WarningsOfPolicyOverride),
 	}

@@ -251,6 +251,13 @@ func TestRotationRequestsAreRecords(t *testing.T) {
 	if err := w.as(t, "system:serviceaccount:gloo-mesh:gloo-mesh-mgmt-server").Status().Update(t.Context(), u); err != nil {
 		t.Fatal(err)
 	}
+	c, heard := w.listening(t)
+	if err := c.Delete(t.Context(), u); err != nil {
+		t.Fatal(err)
+	}
+	if lines := heard.take(); len(lines) != 1 || !strings.Contains(lines[0], "the rotation goes on once this is gone") {
+		t.Errorf("warnings %q", lines)
+	}
 }
 
 // Past the webhook the CRDs still refuse what can't be meant.

@@ -112,3 +112,23 @@ func WarningsOfRotationRequest(now *adminv2.RotationRequest, o Options) []string
 	}
 	return *w
 }
+
+// DeletionOfRotationRequest says what is forgotten with a request: those that were taken up are the memory of what people asked for. None has to stay.
+func DeletionOfRotationRequest(q *adminv2.RotationRequest) (refused string, doubts []string) {
+	w := &warnings{}
+	if q.Status.State != adminv2.RequestDone {
+		return "", *w
+	}
+	switch q.Spec.Action {
+	case adminv2.ActionPause:
+		w.say("RotationRequest "+q.Name, "unless it was resumed, the rotation goes on once this is gone; to say so on the record, create a request with action: Resume")
+	case adminv2.ActionFence:
+		w.say("RotationRequest "+q.Name, "unless another request fences them, %s are waited for again once this is gone; to say so on the record, create a request with action: Unfence", few(q.Spec.Clusters))
+	case adminv2.ActionRollback:
+		w.say("RotationRequest "+q.Name, "the root that was rolled back is tried again once this is gone, if the policy still asks for it")
+	case adminv2.ActionRevoke:
+		w.say("RotationRequest "+q.Name, "the intermediates of %s are not asked to be revoked any more once this is gone", few(q.Spec.Clusters))
+	default:
+	}
+	return "", *w
+}

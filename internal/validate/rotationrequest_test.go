@@ -94,3 +94,25 @@ func TestRotationRequestAmongOthers(t *testing.T) {
 		}
 	}
 }
+
+func TestDeletionOfRotationRequest(t *testing.T) {
+	for name, tc := range map[string]struct {
+		action adminv2.RotationAction
+		state  adminv2.RotationRequestState
+		want   []string
+	}{
+		"pause":        {adminv2.ActionPause, adminv2.RequestDone, []string{`RotationRequest r: unless it was resumed, the rotation goes on once this is gone; to say so on the record, create a request with action: Resume`}},
+		"fence":        {adminv2.ActionFence, adminv2.RequestDone, []string{`RotationRequest r: unless another request fences them, c1, c2 are waited for again once this is gone; to say so on the record, create a request with action: Unfence`}},
+		"rollback":     {adminv2.ActionRollback, adminv2.RequestDone, []string{`RotationRequest r: the root that was rolled back is tried again once this is gone, if the policy still asks for it`}},
+		"revoke":       {adminv2.ActionRevoke, adminv2.RequestDone, []string{`RotationRequest r: the intermediates of c1, c2 are not asked to be revoked any more once this is gone`}},
+		"rotate":       {adminv2.ActionRotate, adminv2.RequestDone, nil},
+		"refused":      {adminv2.ActionPause, adminv2.RequestRefused, nil},
+		"not taken up": {adminv2.ActionPause, "", nil},
+	} {
+		q := &adminv2.RotationRequest{ObjectMeta: metav1.ObjectMeta{Name: "r"}, Spec: adminv2.RotationRequestSpec{Action: tc.action, Clusters: []string{"c1", "c2"}}, Status: adminv2.RotationRequestStatus{State: tc.state}}
+		refused, doubts := validate.DeletionOfRotationRequest(q)
+		if diff := cmp.Diff(tc.want, append([]string(nil), doubts...)); diff != "" || refused != "" {
+			t.Errorf("%s: refused %q; %s", name, refused, diff)
+		}
+	}
+}

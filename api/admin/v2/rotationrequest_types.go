@@ -78,8 +78,9 @@ type RotationRequestStatus struct {
 	At *metav1.Time `json:"at,omitempty"`
 }
 
-// RotationRequest asks something of a rotation: what `meshctl trust rotate|pause|resume|rollback|fence|revoke` creates. Taken up once, kept as a record.
-// Don't keep it in git: made again after it was deleted, it is another request.
+// RotationRequest asks something of a rotation: what `meshctl trust rotate|pause|resume|rollback|fence|revoke` creates. Taken up once, and
+// then the memory of what was asked: a Pause holds until a later Resume, a Fence until Unfence, a Rollback as long as it is there. Don't keep it in git: made again after it was
+// deleted, it is another request.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:pruning:PreserveUnknownFields
