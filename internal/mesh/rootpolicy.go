@@ -62,7 +62,7 @@ type CertOptions struct {
 	Organization string
 	// Algorithm of the key: "RSA-4096", "ECDSA-P256", "ECDSA-P384".
 	Algorithm string
-	// RenewRatio: renewal begins when this part of the life is left. 0: not by itself (roots).
+	// RenewRatio: renewal begins when this part of the life is left. Without effect on roots, which are not replaced by themselves.
 	RenewRatio float64
 }
 

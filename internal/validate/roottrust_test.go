@@ -286,6 +286,8 @@ func TestRootTrustPolicyWarnings(t *testing.T) {
 			`spec.config.mgmtServerCa.secretRef: not used: agentCa is the source of truth. To have the root of Secret "old" trusted as well, list it in passiveCertificateAuthorities`)},
 		"a root as short as intermediates": {config(`mgmtServerCa: {generated: {ttlDays: 365}}`), doubtful(
 			`spec.config.mgmtServerCa.generated.ttlDays: the root lives 365 days, no longer than the intermediates (365 days), which end with it: a rotation of the root is due as soon as they are renewed. Roots usually live 10 to 25 years`)},
+		"a ratio for the root": {config(`mgmtServerCa: {generated: {secretRotationGracePeriodRatio: 0.1}}`), doubtful(
+			`spec.config.mgmtServerCa.generated.secretRotationGracePeriodRatio: no effect on a root, which is replaced when somebody asks for it (meshctl trust rotate), not by itself; that of intermediates is in intermediateCertOptions`)},
 		"role of an issuer": {config(`agentCa: {vault: {server: "https://v", csrPath: pki/issuer/3f2a/sign/r, tokenSecretRef: {name: t}}}`), doubtful(
 			v + `.csrPath: it names role r, and Vault makes no CA certificates by roles: what it answers is refused if it is none. The path that makes them is "pki/issuer/3f2a/sign-intermediate"`)},
 		"default issuer":     {config(`agentCa: {vault: {server: "https://v", csrPath: pki/issuer/default/sign-intermediate, tokenSecretRef: {name: t}}}`), doubtful(v + `: the default issuer can be changed in Vault at any time: pin one, by its ID, in issuer`)},

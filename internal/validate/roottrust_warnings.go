@@ -26,6 +26,9 @@ func WarningsOfRootTrustPolicy(now *adminv2.RootTrustPolicy, o Options) []string
 		}
 		w.renewal("spec.config.intermediateCertOptions", c.IntermediateCertOptions, t.Intermediate)
 	}
+	if g := t.Authority.Generated; g != nil && g.RenewRatio != 0 {
+		w.say("spec.config.mgmtServerCa.generated.secretRotationGracePeriodRatio", "no effect on a root, which is replaced when somebody asks for it (meshctl trust rotate), not by itself; that of intermediates is in intermediateCertOptions")
+	}
 	if g := t.Authority.Generated; g != nil && g.TTL <= t.Intermediate.TTL {
 		w.say("spec.config.mgmtServerCa.generated.ttlDays", "the root lives %s, no longer than the intermediates (%s), which end with it: a rotation of the root is due as soon as they are renewed. Roots usually live 10 to 25 years",
 			inDays(g.TTL), inDays(t.Intermediate.TTL))
