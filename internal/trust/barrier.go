@@ -18,7 +18,7 @@ const (
 // need is what a barrier asks of a cluster.
 type need struct {
 	oldSlot, newSlot bool   // the intermediate is made, certified and checked
-	slots            string // the same, for this one
+	slots, alsoSlot  string // the same, for these
 	destroyed        bool   // keys that are not directed are gone
 	ready            bool   // cacerts, every istiod, root ConfigMaps and webhooks are as directed
 	trust            []*Root
@@ -98,6 +98,9 @@ func (w *work) slotsHeld(c *Cluster, m *Member, n need) {
 	}
 	if n.slots != "" {
 		held(n.slots, w.rootOf(m, n.slots))
+	}
+	if n.alsoSlot != "" {
+		held(n.alsoSlot, nil)
 	}
 }
 
@@ -252,7 +255,7 @@ func (w *work) rootByIssuer(c *Cluster, issuer mesh.Fingerprint) mesh.Fingerprin
 		for _, i := range c.Issued {
 			all[i.Signer] = i.Root
 		}
-		if k := w.kept[c.Name]; k != nil && k.Take != "" {
+		if k := w.kept[c.Name]; k != nil && k.Taken != "" {
 			all[k.Issued.Signer] = k.Issued.Root
 		}
 		w.issuers[c.Name] = all

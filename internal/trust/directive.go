@@ -87,7 +87,7 @@ func (w *work) base(name mesh.ClusterName, m *Member) *mesh.TrustDirective {
 	d := &mesh.TrustDirective{Policy: w.want.Policy, Adopt: w.want.Adopt}
 	ids := []string{m.Old, m.New, m.Fresh, m.Retired}
 	if k := w.kept[name]; k != nil && !m.Admitted {
-		ids = append(ids, k.Slot)
+		ids = append(ids, k.Slot, k.Taken)
 	}
 	for i, id := range ids {
 		done := id == m.Old && w.r.Phase == Finished // S5: its key is destroyed
@@ -124,7 +124,7 @@ func (w *work) order(name mesh.ClusterName, m *Member, id string) mesh.Intermedi
 		o.Algorithm = i.Algorithm
 	}
 	o.Chain = i.Chain
-	if k := w.kept[name]; k != nil && k.Slot == id {
+	if k := w.kept[name]; k != nil && k.Taken == id {
 		o.Take = k.Take
 	}
 	if w.r.CrossSigned && root != nil && root == w.r.Incoming && w.r.Phase.before(DroppingRoot) {

@@ -97,7 +97,10 @@ func (w *work) keep(c *Cluster, m *Member) (Kept, string) {
 		k = *old
 	}
 	roots, signer, raw := present(o)
-	if k.Slot == "" || k.Take == "" {
+	switch {
+	case m.Joining != "" && m.Signing != "": // it was told to sign so, and those who saw it may be the only ones: it goes on
+		k.Slot = m.Signing
+	case k.Slot == "":
 		if why := w.keepSigner(c, m, &k, signer); why != "" {
 			return k, why
 		}
@@ -158,7 +161,6 @@ func (w *work) keepSigner(c *Cluster, m *Member, k *Kept, signer mesh.Fingerprin
 		}
 		return "" // nothing runs yet
 	}
-	k.Slot, k.Take, k.Issued = "", "", Issued{}
 	for id, i := range c.Issued {
 		if i.Signer == signer && (k.Slot == "" || id < k.Slot) {
 			k.Slot = id
@@ -205,7 +207,8 @@ func (w *work) take(c *Cluster, m *Member, k *Kept, signer mesh.Fingerprint) str
 		return err.Error()
 	}
 	m.Serial++
-	k.Slot, k.Issued = fmt.Sprintf("taken-%d", m.Serial), issued
+	k.Taken, k.Issued = fmt.Sprintf("taken-%d", m.Serial), issued
+	k.Slot = k.Taken
 	return ""
 }
 
@@ -245,17 +248,16 @@ func (w *work) joinDirective(name mesh.ClusterName) *mesh.TrustDirective {
 		return nil
 	}
 	d := w.base(name, &m)
+	if m.Joining == Preparing {
+		return d // without a signer cacerts is left as it is
+	}
 	d.Signer = w.joinSlot(m)
-	if m.Joining == Preparing || m.Joining == AddingRoot && k.Slot != "" {
+	if m.Joining == AddingRoot && k.Slot != "" {
 		d.Signer = k.Slot
 	}
-	switch {
-	case m.Joining == Preparing && (k.Take != "" || k.Slot == ""):
-		d.Signer = "" // cacerts is left as it is
-		return d
-	case m.Joining == DroppingRoot:
+	if m.Joining == DroppingRoot {
 		d.Bundle = bundle(w.r.Trusts())
-	default:
+	} else {
 		d.Bundle = k.Bundle
 		for _, root := range w.joinRoots(name, m.Joining)[len(k.Roots):] {
 			d.Bundle = join(d.Bundle, pemOf(root.Certificate))
@@ -263,6 +265,8 @@ func (w *work) joinDirective(name mesh.ClusterName) *mesh.TrustDirective {
 	}
 	d.CRL = w.crl(w.r.Trusts())
 	d.Restart = w.joinRestart(c, m, k)
+	m.Signing = d.Signer
+	w.r.Members[name] = m
 	return d
 }
 
@@ -284,7 +288,11 @@ func (w *work) joinNeed(name mesh.ClusterName, stage Phase) need {
 	m := w.r.Members[name]
 	switch stage {
 	case Preparing:
-		return need{slots: w.joinSlot(m)}
+		n := need{slots: w.joinSlot(m)}
+		if k := w.kept[name]; k != nil && k.Slot != "" {
+			n.alsoSlot = k.Slot
+		}
+		return n
 	case AddingRoot:
 		return need{slots: w.joinSlot(m), ready: true, trust: w.joinRoots(name, stage), files: true}
 	case Switching:
@@ -338,7 +346,7 @@ func (w *work) mayMove(name mesh.ClusterName, joining []mesh.ClusterName) bool {
 // related reports whether two clusters came with a root in common.
 func (w *work) related(a, b mesh.ClusterName) bool {
 	x, y := w.kept[a], w.kept[b]
-	return x != nil && y != nil && x.Take != "" && y.Take != "" && slices.ContainsFunc(x.Roots, func(r Root) bool {
+	return x != nil && y != nil && x.Taken != "" && y.Taken != "" && slices.ContainsFunc(x.Roots, func(r Root) bool {
 		return slices.ContainsFunc(y.Roots, func(s Root) bool { return r.Fingerprint == s.Fingerprint })
 	})
 }
@@ -347,7 +355,7 @@ func (w *work) related(a, b mesh.ClusterName) bool {
 func (w *work) move(name mesh.ClusterName) {
 	m := w.r.Members[name]
 	if m.Joining == DroppingRoot {
-		m.Joining, m.Toward, m.Admitted = "", "", true
+		m.Joining, m.Toward, m.Signing, m.Admitted = "", "", "", true
 		w.r.Members[name] = m
 		w.slotsOf(name)
 		w.put(name, w.directive(name))

@@ -38,7 +38,7 @@ type state struct {
 	want   wanted
 	tick   uint8
 	gone   uint8 // crashes so far
-	asked  uint8 // rollbacks asked for or taken back
+	asked  uint8 // rollbacks and fences asked for or taken back
 	c      [3]local
 }
 
@@ -97,12 +97,6 @@ func (u *universe) start() state {
 		}
 		l.maps, l.hooks = u.bundles.id("1"), u.bundles.id("1")
 		l.member = u.memberID(c, Member{Admitted: true, Old: "g1-1", Serial: 1})
-		issued := u.cert(c, "g1-1", '1')
-		l.applied = u.directive(c, &mesh.TrustDirective{Signer: "g1-1", Bundle: pemOf(u.r1.root.Certificate), Intermediates: []mesh.IntermediateOrder{{
-			ID: "g1-1", Generation: 1, Organization: defaultOrganization, CommonName: commonName(u.name(c), "g1-1"), Algorithm: defaultAlgorithm, Chain: issued.Chain,
-			URIs: []string{"spiffe://cluster.local/ns/istio-system/sa/istiod"},
-		}}})
-		l.out = l.applied
 		l.writing = u.foreign
 	}
 	for c := range u.clusters {
@@ -232,7 +226,7 @@ func (u *universe) next(s *state) outcome {
 		name := u.name(c)
 		o.kept[c] = s.c[c].kept
 		if k, ok := step.Keep[name]; ok {
-			o.kept[c] = u.kept.id(k.Slot + "|" + k.Take + "|" + u.labels(k.Bundle))
+			o.kept[c] = u.kept.id(k.Slot + "|" + k.Take + "|" + u.labels(k.Bundle) + "|" + k.Taken)
 		}
 		o.out[c] = s.c[c].out
 		if d := step.Directives[name]; d != nil {
@@ -308,14 +302,14 @@ func (u *universe) inputs(s *state) (Rotation, Want, []Cluster) {
 
 func (u *universe) keptOf(c int, n uint16) *Kept {
 	f := strings.Split(u.kept.text[n], "|")
-	k := &Kept{Slot: f[0], Take: f[1]}
+	k := &Kept{Slot: f[0], Take: f[1], Taken: f[3]}
 	for i := range len(f[2]) {
 		root := u.rootOf(c, f[2][i])
 		k.Roots = append(k.Roots, Root{Certificate: root.Certificate, Fingerprint: root.Fingerprint, Subject: root.Subject})
 		k.Bundle = join(k.Bundle, pemOf(root.Certificate))
 	}
-	if k.Take != "" {
-		k.Issued = u.cert(c, k.Slot, 'o')
+	if k.Taken != "" {
+		k.Issued = u.cert(c, k.Taken, 'o')
 	}
 	return k
 }

@@ -50,6 +50,7 @@ func compareLocals(a, b *local) int {
 func (x *search) canonical(s *state) {
 	for c := range x.clusters {
 		l := &s.c[c]
+		x.renumber(l)
 		if x.replicas == 1 {
 			l.istiod[1] = 0
 		} else if l.istiod[0] > l.istiod[1] {
@@ -127,7 +128,7 @@ func (x *search) successors(s state, n int32) {
 }
 
 func (x *search) people(s state, n int32) {
-	if int(s.asked) < x.rollback && strings.Contains(x.globals.text[s.global], `"incoming"`) {
+	if x.rollback && int(s.asked) < x.acts && strings.Contains(x.globals.text[s.global], `"incoming"`) {
 		t := s
 		t.want ^= wantBack
 		t.asked++
@@ -146,8 +147,9 @@ func (x *search) people(s state, n int32) {
 			l.away = !l.away
 			x.add(t, n)
 		}
-		if x.fence && (s.c[c].fenced || s.c[c].away) {
+		if x.fence && int(s.asked) < x.acts && (s.c[c].fenced || s.c[c].away) {
 			t := s
+			t.asked++
 			t.c[c].fenced = !t.c[c].fenced
 			x.add(t, n)
 		}
@@ -198,7 +200,7 @@ func (x *search) cluster(s state, c int, n int32) {
 	if x.files {
 		try(func(l *local) { l.hooks = l.maps })
 	}
-	if l.writing && l.obs != 0 && x.obsOf[l.obs].applied != l.applied {
+	if l.writing && x.mats[l.secret].slot == "g1-1" && x.mats[l.secret].bundle == "12" && l.obs != 0 && x.obsOf[l.obs].applied != l.applied {
 		try(func(l *local) { l.secret, l.foreign = x.material(material{"g1-1", '1', "1"}), true })
 	}
 	if l.foreign {

@@ -139,7 +139,7 @@ func (w *work) holds(c *Cluster, id string) bool {
 
 // issued is the certificate of a slot, of ours or taken over.
 func (w *work) issued(c *Cluster, id string) (Issued, bool) {
-	if k := w.kept[c.Name]; k != nil && k.Take != "" && k.Slot == id {
+	if k := w.kept[c.Name]; k != nil && id != "" && k.Taken == id {
 		return k.Issued, true
 	}
 	i, ok := c.Issued[id]

@@ -64,6 +64,8 @@ type Member struct {
 	Joining Phase `json:"joining,omitempty"`
 	// Toward is the state that Joining leads to; the way begins anew when it changes.
 	Toward string `json:"toward,omitempty"`
+	// Signing is the slot that a cluster on its way was last told to sign with.
+	Signing string `json:"signing,omitempty"`
 	// Old and New are the slots under Current and Incoming, by ID; empty: none yet.
 	Old string `json:"old,omitempty"`
 	New string `json:"new,omitempty"`
@@ -174,8 +176,10 @@ type Issued struct {
 type Kept struct {
 	Bundle []byte `json:"bundle,omitempty"` // root-cert.pem, byte for byte; what is directed on the way begins with it
 	Roots  []Root `json:"roots,omitempty"`  // Bundle, read
-	// Slot is the one it signs with on the way; empty: nothing signs yet. If Take is set the slot is taken over and Issued is its certificate.
-	Slot   string `json:"slot,omitempty"`
+	// Slot is the one it signs with until everybody trusts the mesh's root; empty: nothing signs yet.
+	Slot string `json:"slot,omitempty"`
+	// Taken is the slot for the key that was there, if it was none of ours; Take says where the key is, and Issued is its certificate.
+	Taken  string `json:"taken,omitempty"`
 	Take   string `json:"take,omitempty"`
 	Issued Issued `json:"issued,omitzero"`
 }

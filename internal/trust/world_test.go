@@ -112,7 +112,8 @@ type setup struct {
 	crash     bool // the hub forgets what it has in memory
 	away      int  // clusters that may be away at a time
 	fence     bool // one that is away may be fenced, and come back
-	rollback  int  // so often a rollback may be asked for, or taken back, at any moment
+	rollback  bool // a rollback may be asked for, and taken back, at any moment
+	acts      int  // so often people may do either
 	foreign   bool // somebody puts the first cacerts back, before the first barrier
 	ticks     int  // time passes, at most so often
 	files     bool // a ConfigMap becomes a file within a tick
@@ -124,7 +125,7 @@ func (s setup) String() string {
 	var on []string
 	for name, b := range map[string]bool{
 		"multi-root off": !s.hot, "bytes compared": s.bytes, "autoRestartPods": s.restart, "canary": s.canary, "webhooks": s.webhooks, "probes take time": s.split,
-		"hub crashes": s.crash, "away": s.away > 0, "fences": s.fence, "rollbacks": s.rollback > 0, "time": s.ticks > 0, "joins": len(s.own) > 0, "one root": s.shared,
+		"hub crashes": s.crash, "away": s.away > 0, "fences": s.fence, "rollbacks": s.rollback, "time": s.ticks > 0, "joins": len(s.own) > 0, "one root": s.shared,
 	} {
 		if b {
 			on = append(on, name)
@@ -149,6 +150,8 @@ type universe struct {
 	dirs                                                           [][]*mesh.TrustDirective // by number and cluster
 	prints                                                         map[[2]uint16]mesh.Fingerprint
 	numbers                                                        map[numbered]uint16
+	retuned                                                        map[[2]int64]uint16
+	renumbered                                                     map[[6]uint16][6]uint16
 	mats                                                           []material
 	obs                                                            map[obsKey]uint16
 	obsOf                                                          []obsKey
@@ -195,7 +198,7 @@ func (u *universe) material(m material) uint16 {
 
 func newUniverse(s setup, without rule) *universe {
 	u := &universe{
-		setup: s, without: without, label: map[mesh.Fingerprint]byte{}, certs: map[string]Issued{}, prints: map[[2]uint16]mesh.Fingerprint{}, numbers: map[numbered]uint16{},
+		setup: s, without: without, label: map[mesh.Fingerprint]byte{}, certs: map[string]Issued{}, prints: map[[2]uint16]mesh.Fingerprint{}, numbers: map[numbered]uint16{}, retuned: map[[2]int64]uint16{}, renumbered: map[[6]uint16][6]uint16{},
 		obs: map[obsKey]uint16{}, built: map[[2]uint16]*mesh.TrustObservation{}, memo: map[memoKey]outcome{}, obsOf: make([]obsKey, 1), dirs: make([][]*mesh.TrustDirective, 1),
 	}
 	for _, i := range []*interner{&u.globals, &u.members, &u.issued, &u.kept, &u.directives, &u.materials, &u.bundles} {
@@ -281,7 +284,7 @@ func (u *universe) directive(c int, d *mesh.TrustDirective) uint16 {
 	}
 	var b strings.Builder
 	for _, i := range d.Intermediates {
-		fmt.Fprintf(&b, "%s %t %s;", i.ID, len(i.Chain) > 0, i.Take)
+		fmt.Fprintf(&b, "%s %d %t %s;", i.ID, i.Generation, len(i.Chain) > 0, i.Take)
 	}
 	fmt.Fprintf(&b, "|%d|%s|%s|%s|%s", d.Turn, d.Signer, u.labels(d.Bundle), d.Restart.Istiod, d.Restart.DataPlane)
 	n := u.directives.id(b.String())
@@ -355,6 +358,9 @@ func (u *universe) memberID(c int, m Member) uint16 {
 		}
 	}
 	m.Directed = mesh.Fingerprint{}
+	if u.ticks == 0 { // nothing is asked of time
+		m.Ready, m.ReadyFor = time.Time{}, ""
+	}
 	return u.members.id(fmt.Sprintf("%d %s", n, mustJSON(m)))
 }
 
@@ -369,6 +375,72 @@ func (u *universe) memberOf(c int, id uint16) Member {
 		m.Directed = u.prints[[2]uint16{n, uint16(c)}]
 	}
 	return m
+}
+
+// retune is directive n with another turn.
+func (u *universe) retune(n uint16, turn int64) uint16 {
+	key := [2]int64{int64(n), turn}
+	if to, ok := u.retuned[key]; ok {
+		return to
+	}
+	c := slices.IndexFunc(u.dirs[n], func(d *mesh.TrustDirective) bool { return d != nil })
+	d := *u.dirs[n][c]
+	d.Turn = turn
+	to := u.directive(c, &d)
+	u.retuned[key] = to
+	return to
+}
+
+// renumber gives the directives that a cluster's state refers to the lowest turns in the same order: nothing hangs on the numbers but which is later.
+func (u *universe) renumber(l *local) {
+	if u.without&ruleTurn != 0 {
+		return
+	}
+	key := [6]uint16{l.member, l.out, l.applied, l.done, l.obs, l.pend}
+	if to, ok := u.renumbered[key]; ok {
+		l.member, l.out, l.applied, l.done, l.obs, l.pend = to[0], to[1], to[2], to[3], to[4], to[5]
+		return
+	}
+	number, rest, _ := strings.Cut(u.members.text[l.member], " ")
+	m := fromJSON[Member](rest)
+	var directed uint16
+	_, _ = fmt.Sscan(number, &directed)
+	refer := []*uint16{&directed, &l.out, &l.applied, &l.done}
+	obs, pend := u.obsOf[l.obs], u.obsOf[l.pend]
+	refer = append(refer, &obs.applied, &obs.done, &pend.applied, &pend.done)
+	turns := []int64{m.Turn}
+	for _, n := range refer {
+		if *n != 0 {
+			turns = append(turns, u.turn(*n))
+		}
+	}
+	slices.Sort(turns)
+	turns = slices.Compact(turns)
+	for _, n := range refer {
+		if *n != 0 {
+			*n = u.retune(*n, int64(slices.Index(turns, u.turn(*n)))+1)
+		}
+	}
+	if m.Turn > 0 {
+		m.Turn = int64(slices.Index(turns, m.Turn)) + 1
+	}
+	l.member = u.members.id(fmt.Sprintf("%d %s", directed, mustJSON(m)))
+	if l.obs != 0 {
+		l.obs = u.observation(obs)
+	}
+	if l.pend != 0 {
+		l.pend = u.observation(pend)
+	}
+	u.renumbered[key] = [6]uint16{l.member, l.out, l.applied, l.done, l.obs, l.pend}
+}
+
+func (u *universe) turn(n uint16) int64 {
+	for _, d := range u.dirs[n] {
+		if d != nil {
+			return d.Turn
+		}
+	}
+	panic("unknown directive")
 }
 
 func mustJSON(v any) string {
