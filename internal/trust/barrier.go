@@ -178,8 +178,8 @@ func (w *work) readyOr(c *Cluster, d *mesh.TrustDirective, say bool) bool {
 		no("istiod", "none was found, though there are workloads in the mesh")
 	}
 	for i, p := range o.Istiods {
-		if w.off(ruleIstiods) || i > 0 && w.off(ruleReplicas) {
-			break
+		if w.off(ruleIstiods) || i < len(o.Istiods)-1 && w.off(ruleReplicas) {
+			continue
 		}
 		if why := w.whyIstiod(c, d, p); why != "" {
 			no("istiod "+p.Pod, why)

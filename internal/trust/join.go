@@ -62,7 +62,7 @@ func (w *work) toward() string {
 // begin reports whether a cluster is on its way; it begins anew when the state to come to has changed.
 func (w *work) begin(name mesh.ClusterName) bool {
 	m, c := w.r.Members[name], w.fleet[name]
-	if m.Joining != "" && m.Toward == w.toward() && w.kept[name] != nil {
+	if m.Joining != "" && m.Toward == w.toward() && w.kept[name] != nil && w.kept[name].Number == m.Kept {
 		return true
 	}
 	o := c.Observation
@@ -79,6 +79,8 @@ func (w *work) begin(name mesh.ClusterName) bool {
 		w.block(name, "its present root", why)
 		return false
 	}
+	m.Kept++
+	k.Number = m.Kept
 	w.kept[name] = &k
 	if w.step.Keep == nil {
 		w.step.Keep = map[mesh.ClusterName]Kept{}
@@ -95,6 +97,9 @@ func (w *work) keep(c *Cluster, m *Member) (Kept, string) {
 	var k Kept
 	if old := w.kept[c.Name]; old != nil && m.Joining != "" {
 		k = *old
+		if old.Number != m.Kept && m.Signing == "" {
+			k.Slot, k.Taken, k.Take, k.Issued = "", "", "", Issued{} // from before a crash
+		}
 	}
 	roots, signer, raw := present(o)
 	switch {
@@ -313,7 +318,7 @@ func (w *work) mayMove(name mesh.ClusterName, joining []mesh.ClusterName) bool {
 	blockers := w.step.Blockers
 	defer func() { w.step.Blockers = blockers }()
 	m := w.r.Members[name]
-	if m.Admitted || w.off(ruleAdmission) && m.Joining == DroppingRoot {
+	if m.Admitted || w.off(ruleAdmission) {
 		return !m.Admitted
 	}
 	if !w.proven(w.fleet[name], w.joinNeed(name, m.Joining)) {

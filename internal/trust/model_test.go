@@ -226,7 +226,7 @@ func (u *universe) next(s *state) outcome {
 		name := u.name(c)
 		o.kept[c] = s.c[c].kept
 		if k, ok := step.Keep[name]; ok {
-			o.kept[c] = u.kept.id(k.Slot + "|" + k.Take + "|" + u.labels(k.Bundle) + "|" + k.Taken)
+			o.kept[c] = u.kept.id(k.Slot + "|" + k.Take + "|" + u.labels(k.Bundle) + "|" + k.Taken + "|" + fmt.Sprint(k.Number))
 		}
 		o.out[c] = s.c[c].out
 		if d := step.Directives[name]; d != nil {
@@ -303,6 +303,7 @@ func (u *universe) inputs(s *state) (Rotation, Want, []Cluster) {
 func (u *universe) keptOf(c int, n uint16) *Kept {
 	f := strings.Split(u.kept.text[n], "|")
 	k := &Kept{Slot: f[0], Take: f[1], Taken: f[3]}
+	_, _ = fmt.Sscan(f[4], &k.Number)
 	for i := range len(f[2]) {
 		root := u.rootOf(c, f[2][i])
 		k.Roots = append(k.Roots, Root{Certificate: root.Certificate, Fingerprint: root.Fingerprint, Subject: root.Subject})

@@ -119,10 +119,10 @@ func (w *work) renewAt(name mesh.ClusterName, id string, i Issued) time.Time {
 	return at
 }
 
-// unused reports whether every istiod was seen to sign with something else than slot id, under the directive in force.
+// unused reports whether every istiod was seen to sign with something else than slot id, under the last directive.
 func (w *work) unused(c *Cluster, id string) bool {
 	o := c.Observation
-	if !c.Connected || o == nil || o.Applied != w.printOf(c.Name) {
+	if !c.Connected || o == nil || o.Applied != w.r.Members[c.Name].Directed {
 		return false
 	}
 	return !slices.ContainsFunc(o.Istiods, func(p mesh.IstiodProbe) bool { return p.Error != "" || p.Signer == c.Issued[id].Signer })

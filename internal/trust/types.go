@@ -64,6 +64,8 @@ type Member struct {
 	Joining Phase `json:"joining,omitempty"`
 	// Toward is the state that Joining leads to; the way begins anew when it changes.
 	Toward string `json:"toward,omitempty"`
+	// Kept is the Number of the Kept that the way began with: an older one, stored before a crash, does not count.
+	Kept int64 `json:"kept,omitempty"`
 	// Signing is the slot that a cluster on its way was last told to sign with.
 	Signing string `json:"signing,omitempty"`
 	// Old and New are the slots under Current and Incoming, by ID; empty: none yet.
@@ -174,6 +176,7 @@ type Issued struct {
 
 // Kept is what a cluster trusted and signed with when its own way to the mesh's root began. It is too big for Rotation: keep it with the cluster's certificates, before acting.
 type Kept struct {
+	Number int64  `json:"number"`
 	Bundle []byte `json:"bundle,omitempty"` // root-cert.pem, byte for byte; what is directed on the way begins with it
 	Roots  []Root `json:"roots,omitempty"`  // Bundle, read
 	// Slot is the one it signs with until everybody trusts the mesh's root; empty: nothing signs yet.
