@@ -1,6 +1,7 @@
 package mesh_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +102,9 @@ func TestVaultPaths(t *testing.T) {
 		if diff := cmp.Diff(want, mesh.ParseVaultPath(in)); diff != "" {
 			t.Errorf("%q: %s", in, diff)
 		}
+	}
+	if long := strings.Repeat("a/", 1<<20) + "root/sign-intermediate"; mesh.ParseVaultPath(long).Call != mesh.VaultSignIntermediate { // in no time
+		t.Error("a long mount")
 	}
 	type paths struct{ sign, root, mount, issuer string }
 	for name, tc := range map[string]struct {

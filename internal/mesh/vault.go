@@ -56,6 +56,10 @@ func ParseVaultPath(path string) VaultPath {
 
 // vaultCall tells what the end of a path asks for.
 func vaultCall(end []string) (call VaultCall, role string, ok bool) {
+	const longest = 4 // cert/ca/raw/pem; what is longer is part of a mount's name
+	if len(end) > longest {
+		return VaultOther, "", false
+	}
 	switch s := strings.Join(end, "/"); {
 	case s == "root/sign-intermediate", s == "sign-intermediate":
 		return VaultSignIntermediate, "", true
