@@ -27,6 +27,9 @@ const (
 // maxPEM bounds what is parsed as one PEM text, in bytes.
 const maxPEM = 1 << 20
 
+// maxKey bounds one private key, in bytes: RSA of 16384 bits fits, and nothing that takes seconds to check.
+const maxKey = 1 << 14
+
 // GenerateKey makes a key. RSA may have any size of 2048 to 8192 bits that is a multiple of 8 ("RSA-3072").
 func GenerateKey(a KeyAlgorithm) (crypto.Signer, error) {
 	switch a {
@@ -57,44 +60,56 @@ func AlgorithmOf(key crypto.PublicKey) KeyAlgorithm {
 
 // ParseKey reads one private key: PKCS#8, PKCS#1 or SEC 1. The error says what else it is.
 func ParseKey(text []byte) (crypto.Signer, error) {
-	if len(text) > maxPEM {
-		return nil, fmt.Errorf("private key: %d bytes, at most %d", len(text), maxPEM)
+	if len(text) > maxKey {
+		return nil, fmt.Errorf("private key: %d bytes, at most %d", len(text), maxKey)
 	}
-	for {
-		block, rest := pem.Decode(text)
-		if block == nil {
-			return nil, errors.New("private key: no PEM block of a private key")
+	var key crypto.Signer
+	err := eachBlock("private key", text, func(_ int, b *pem.Block) (err error) {
+		switch {
+		case b.Type == "EC PARAMETERS": // openssl writes them before the key
+			return nil
+		case key != nil:
+			return fmt.Errorf("a %s comes after it: want one key and nothing else", b.Type)
 		}
-		if block.Type == "EC PARAMETERS" { // openssl writes them before the key
-			text = rest
-			continue
-		}
-		return parseKey(block)
+		key, err = parseKey(b)
+		return err
+	})
+	if err == nil && key == nil {
+		err = errors.New("private key: there are only EC PARAMETERS")
 	}
+	if err != nil {
+		return nil, err
+	}
+	return key, nil
 }
 
 func parseKey(block *pem.Block) (crypto.Signer, error) {
-	if block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "" {
-		return nil, errors.New("private key: it is encrypted with a password; istiod can't read that: decrypt it with `openssl pkey`")
-	}
 	var key any
 	var err error
-	switch block.Type {
-	case "PRIVATE KEY":
+	switch {
+	case block.Type == "ENCRYPTED PRIVATE KEY" || block.Headers["DEK-Info"] != "":
+		return nil, errors.New("it is encrypted with a password, which istiod can't read: decrypt it with `openssl pkey`")
+	case block.Type == sealedType:
+		return nil, errors.New("it is sealed: open it with the wrapping key first")
+	case block.Type == "PRIVATE KEY":
 		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-	case "RSA PRIVATE KEY":
+	case block.Type == "RSA PRIVATE KEY":
 		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-	case "EC PRIVATE KEY":
+	case block.Type == "EC PRIVATE KEY":
 		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case block.Type == "PUBLIC KEY" || block.Type == "RSA PUBLIC KEY":
+		return nil, fmt.Errorf("this is a %s: the private one of the pair is needed", block.Type)
+	case block.Type == "OPENSSH PRIVATE KEY":
+		return nil, errors.New("it is in OpenSSH's format: convert it with `ssh-keygen -p -m PKCS8`")
 	default:
-		return nil, fmt.Errorf("private key: the PEM block is a %s", block.Type)
+		return nil, fmt.Errorf("the PEM block is a %s", block.Type)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("private key: %w", err)
+		return nil, err
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("private key: a %T can't sign", key)
+		return nil, fmt.Errorf("a %T can't sign", key)
 	}
 	return signer, nil
 }
