@@ -214,6 +214,37 @@ func TestCheckFiles(t *testing.T) {
 	}
 }
 
+// A directive whose lists leave a CA of the chain out never reaches istiod, which would refuse key and certificate with it.
+func TestWantedWithAnIncompleteCRL(t *testing.T) {
+	now := time.Now()
+	r1 := newRoot(t, "root g1")
+	mid := &root{}
+	var err error
+	if mid.key, _, err = newKey("ECDSA-P256"); err != nil {
+		t.Fatal(err)
+	}
+	mid.cert = sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "issuing CA"}, NotAfter: now.Add(time.Hour)}, mid.key.Public(), r1)
+	key, raw, err := newKey("ECDSA-P256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := order("g1", 1)
+	c := sign(t, &x509.Certificate{Subject: subjectOf(o), MaxPathLenZero: true, NotAfter: now.Add(time.Hour)}, key.Public(), mid)
+	o.Chain = pemOf(c, mid.cert)
+	d := &directive{TrustDirective: mesh.TrustDirective{Signer: "g1", Bundle: pemOf(r1.cert), Intermediates: []mesh.IntermediateOrder{o}}, roots: []*x509.Certificate{r1.cert}}
+	have := map[string]slot{"g1": {key: key, keyPEM: raw}}
+	for _, tt := range []struct {
+		name string
+		crl  []byte
+		ok   bool
+	}{{"none", nil, true}, {"the root's", list(t, r1), false}, {"both", append(list(t, r1), list(t, mid)...), true}} {
+		d.CRL = tt.crl
+		if files, err := wanted(d, have, nil, now); (err == nil) != tt.ok || (files != nil) != tt.ok {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+}
+
 func list(t testing.TB, by *root) []byte {
 	t.Helper()
 	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: time.Now(), NextUpdate: time.Now().Add(time.Hour)}, by.cert, by.key)

@@ -221,7 +221,16 @@ func TestObservesACluster(t *testing.T) {
 	if err := l.kube.Update(t.Context(), bundles[app]); err != nil {
 		t.Fatal(err)
 	}
-	l.within("and in a namespace", func(o mesh.TrustObservation) bool { return len(o.ConfigMaps) == 2 })
+	l.within("and in a namespace", func(o mesh.TrustObservation) bool { return len(o.ConfigMaps) == 2 && o.Ordered })
+
+	// A replica that does not answer may hand out anything: what was seen after it proves nothing.
+	l.pod(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "istiod-2", Namespace: l.istio, Labels: map[string]string{"app": "istiod"}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "discovery", Image: "pilot:1.30.3"}}},
+	}, "10.1.0.6", istiodPort, "")
+	l.within("a silent replica", func(o mesh.TrustObservation) bool {
+		return len(o.Istiods) == 2 && o.Istiods[1].Error == "no route to host" && !o.Ordered && o.Applied == d.Applied
+	})
 }
 
 func sorted(names ...string) []string {

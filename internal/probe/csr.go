@@ -55,9 +55,15 @@ func ask(ctx context.Context, q question) (answer, error) {
 	}
 	token, tokenErr := q.token()
 	var mu sync.Mutex
-	var unverified error
+	var unverified, unreached error // gRPC has reasons as text only
 	conn, err := grpc.NewClient("passthrough:///"+q.address,
-		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return q.dial(ctx, "tcp", address) }),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			c, err := q.dial(ctx, "tcp", address)
+			mu.Lock()
+			defer mu.Unlock()
+			unreached = err
+			return c, err
+		}),
 		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithUserAgent("gloo-mesh-agent"),
 		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 			InsecureSkipVerify: true, //nolint:gosec // verified below, after what it presents has been noted
@@ -86,6 +92,10 @@ func ask(ctx context.Context, q question) (answer, error) {
 	switch {
 	case unverified != nil:
 		return got, unverified
+	case unreached != nil:
+		return got, unreached
+	case err != nil && ctx.Err() != nil:
+		return got, ctx.Err()
 	case err != nil:
 		if s, ok := status.FromError(err); ok {
 			return got, fmt.Errorf("%s: %s", s.Code(), s.Message())

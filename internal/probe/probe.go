@@ -8,7 +8,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -279,12 +278,6 @@ func reason(err error) error {
 		return errors.New("no answer in time: is it reachable from the agent (NetworkPolicy, a node that is not ready)?")
 	case errors.As(err, &op):
 		return op.Err
-	}
-	text := err.Error()
-	if _, dial, ok := strings.Cut(text, "dial tcp "); ok { // gRPC has it as text only
-		if _, after, ok := strings.Cut(dial, ": "); ok {
-			return errors.New(after)
-		}
 	}
 	return err
 }
