@@ -1,6 +1,7 @@
 package ztunnel
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -76,13 +77,20 @@ func (z *Ztunnel) connect(w http.ResponseWriter, r *http.Request, p *pod, log *s
 	} else {
 		w.Header().Set(hbone.HeaderVerdict, "the destination is not in the mesh: plain TCP, nothing is checked")
 	}
-	w.WriteHeader(http.StatusOK)
 	in, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		log.Error("hijack", "error", err)
 		return
 	}
 	defer in.Close()
+	// By hand: net/http would say that the bytes are chunked, which they are not (RFC 9110 9.3.6).
+	var head bytes.Buffer
+	head.WriteString("HTTP/1.1 200 OK\r\n")
+	_ = w.Header().Write(&head)
+	head.WriteString("\r\n")
+	if _, err := in.Write(head.Bytes()); err != nil {
+		return
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
