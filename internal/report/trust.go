@@ -239,6 +239,9 @@ func oneClusterTrust(in *Trust, c *trust.Cluster, waits map[mesh.ClusterName]str
 		s.Message = "the agent has not reported what this cluster trusts yet"
 	case waits[c.Name] != "":
 		s.Message = "waits for " + waits[c.Name]
+		if len(c.Observation.Problems) > 0 {
+			s.Message += "; " + c.Observation.Problems[0]
+		}
 	case len(c.Observation.Problems) > 0:
 		s.State, s.Message = adminv2.ApprovalWarning, c.Observation.Problems[0]
 	case !m.Admitted && m.Joining != "":

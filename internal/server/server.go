@@ -153,6 +153,10 @@ func invalid(o validate.Options) func(client.Object) string {
 			errs = validate.Workspace(obj, nil, o)
 		case *adminv2.WorkspaceSettings:
 			errs = validate.WorkspaceSettings(obj, nil, o)
+		case *adminv2.RootTrustPolicy:
+			errs = validate.RootTrustPolicy(obj, nil, o)
+		case *adminv2.RotationRequest:
+			errs = validate.RotationRequest(obj, nil, o)
 		}
 		if len(errs) == 0 {
 			return ""

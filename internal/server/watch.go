@@ -40,7 +40,7 @@ type watcher struct {
 	relay                    []string // names of the relay's Secrets
 }
 
-// sources are told of every AccessPolicy, Workspace, WorkspaceSettings, PolicyOverride and Namespace. They answer whether it matters.
+// sources are told of every AccessPolicy, Workspace, WorkspaceSettings, PolicyOverride, RootTrustPolicy, RotationRequest and Namespace. They answer whether it matters.
 type sources interface {
 	Put(client.Object) bool
 	Remove(client.Object) bool
@@ -66,6 +66,8 @@ func newWatcher(rc *rest.Config, scheme *runtime.Scheme, cfg *Config, log *slog.
 	own := map[string]cache.Config{cfg.Namespace: {}}
 	by := map[client.Object]cache.ByObject{
 		&adminv2.KubernetesCluster{}: {Namespaces: own},
+		&adminv2.RootTrustPolicy{}:   {Namespaces: own},
+		&adminv2.RotationRequest{}:   {Namespaces: own},
 		// Helm's release Secrets are large and change with every upgrade
 		secretMeta(): {Namespaces: own, Field: fields.OneTermNotEqualSelector("type", "helm.sh/release.v1")},
 	}
@@ -180,7 +182,10 @@ func (w *watcher) subscribeSources(ctx context.Context) error {
 			w.written.ring()
 		}
 	}
-	kinds := []client.Object{&securityv2.AccessPolicy{}, &securityv2.PolicyOverride{}, &adminv2.Workspace{}, &adminv2.WorkspaceSettings{}, namespaceMeta()}
+	kinds := []client.Object{
+		&securityv2.AccessPolicy{}, &securityv2.PolicyOverride{}, &adminv2.Workspace{}, &adminv2.WorkspaceSettings{}, namespaceMeta(),
+		&adminv2.RootTrustPolicy{}, &adminv2.RotationRequest{},
+	}
 	for _, kind := range kinds[len(w.told):] {
 		informer, err := w.cache.GetInformer(ctx, kind, cache.BlockUntilSynced(false))
 		if err != nil {

@@ -130,6 +130,12 @@ func runZtunnel(ctx context.Context, cfg config, log *slog.Logger) error {
 	return g.Wait()
 }
 
+// How a gateway ends: it is taken out of its Service first, then it finishes.
+const (
+	noticeTime = 2 * time.Second
+	drainTime  = 5 * time.Second
+)
+
 func runGateway(ctx context.Context, cfg config, log *slog.Logger) error {
 	id := svid.New(cfg.svid("spiffe://"+cfg.trustDomain+"/ns/"+cfg.namespace+"/sa/"+cfg.account), log)
 	store := wds.NewStore(func() {})
@@ -158,8 +164,20 @@ func runGateway(ctx context.Context, cfg config, log *slog.Logger) error {
 			return err
 		}
 		log.Info("serving HBONE", "address", l.Addr().String(), "eastWest", cfg.eastWest)
+		var open hbone.Open
+		life, end := context.WithCancel(context.WithoutCancel(ctx))
+		defer end()
+		go func() { // as Envoy drains: clients learn of the end first, what is open may finish
+			<-ctx.Done()
+			time.Sleep(noticeTime)
+			_ = l.Close()
+			open.Drain(life, drainTime)
+			end()
+		}()
 		srv := &hbone.Server{TLS: id.ServerTLS(func(err error) { log.Warn("peer refused", "error", err) }), Open: gw.Open, Log: log}
-		return srv.Serve(ctx, l)
+		err = srv.Serve(life, open.Listen(l))
+		<-life.Done()
+		return err
 	})
 	if cfg.eastWest {
 		g.Go(func() error { return passthrough(ctx, ":15012", cfg.istiod, log) })

@@ -21,7 +21,9 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
+	"ambitmesh.dev/ambit/lab/istio/internal/hbone"
 	"ambitmesh.dev/ambit/lab/istio/internal/svid"
 	"ambitmesh.dev/ambit/lab/istio/internal/wds"
 )
@@ -38,6 +40,7 @@ type Config struct {
 type Ztunnel struct {
 	cfg   Config
 	store *wds.Store
+	open  hbone.Open
 
 	mu         sync.Mutex
 	pods       map[string]*pod      // by UID
@@ -73,12 +76,20 @@ func New(cfg Config) *Ztunnel {
 // Store is what istiod says; the caller keeps it up to date.
 func (z *Ztunnel) Store() *wds.Store { return z.store }
 
-// Run serves the node's Pods until ctx ends.
+// drainTime is how long open connections may go on after the end; shorter than
+// the Pod's grace period. New ones wait in the sockets, which are the node's, for
+// the next ztunnel.
+const drainTime = 4 * time.Second
+
+// Run serves the node's Pods until ctx ends and their connections have.
 func (z *Ztunnel) Run(ctx context.Context) error {
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
 	feed(ctx, z.cfg.Socket, z.cfg.Log, z.removeAll, func(m message, files []*os.File) {
 		switch {
 		case m.Op == "add" && len(files) == fdCount:
-			z.add(ctx, m, files)
+			z.remove(m.UID) // what the node says last counts
+			z.add(life, m, files)
 		case m.Op == "remove":
 			z.remove(m.UID)
 		default:
@@ -90,7 +101,14 @@ func (z *Ztunnel) Run(ctx context.Context) error {
 			}
 		}
 	})
+	for _, p := range z.list() {
+		for _, l := range p.listeners {
+			_ = l.Close()
+		}
+	}
+	z.open.Drain(life, drainTime)
 	z.removeAll()
+	end()
 	z.wg.Wait()
 	return nil
 }
@@ -102,9 +120,13 @@ func (z *Ztunnel) add(ctx context.Context, m message, files []*os.File) {
 		l, err := net.FileListener(f)
 		if err != nil {
 			log.Error("socket of a Pod", "error", err)
+			for _, l := range ls {
+				_ = l.Close()
+			}
+			_ = files[fdNetns].Close()
 			return
 		}
-		ls = append(ls, l)
+		ls = append(ls, z.open.Listen(l))
 	}
 	ctx, end := context.WithCancel(ctx)
 	p := &pod{message: m, netns: files[fdNetns], end: end, listeners: ls}
