@@ -60,7 +60,7 @@ func TestResidentMemory(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	run := exec.Command(program, "--cluster="+string(name), "--namespace="+s.namespace, "--kubeconfig="+s.cfg.Kubeconfig, "--relay-server-address="+h.address,
-		"--health-address="+s.cfg.HealthAddress, "--metrics-address="+s.cfg.MetricsAddress)
+		"--istio-token-file="+tokenFile(t), "--health-address="+s.cfg.HealthAddress, "--metrics-address="+s.cfg.MetricsAddress)
 	log := &syncBuffer{}
 	run.Stderr = log
 	began := time.Now()
