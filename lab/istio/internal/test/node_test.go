@@ -124,10 +124,6 @@ func (p *pod) added() []byte {
 	return out
 }
 
-func (p *pod) id() string {
-	return "spiffe://cluster.local/ns/" + p.Namespace + "/sa/" + p.ServiceAccount
-}
-
 // mesh is a ztunnel with its istiod and its node.
 type mesh struct {
 	*istiod
