@@ -655,3 +655,44 @@ func TestServeEnds(t *testing.T) {
 		t.Errorf("a closed listener: %v", err)
 	}
 }
+
+// TestDrain: a server whose listener is closed waits for what is open, up to a
+// limit.
+func TestDrain(t *testing.T) {
+	i := newIstiod(t, newAuthority(t, "a"))
+	o, target := &opener{}, echo(t)
+	var open hbone.Open
+	l := listen(t, "127.0.0.1:0")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- (&hbone.Server{TLS: i.identity(appID).ServerTLS(nil), Open: o.Open, Log: discard}).Serve(ctx, open.Listen(l))
+	}()
+	tunnel, err := connect(t, i.identity(webID), l.Addr().String(), target.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	drain := func(limit time.Duration) time.Duration {
+		began := time.Now()
+		open.Drain(ctx, limit)
+		return time.Since(began)
+	}
+	if took := drain(200 * time.Millisecond); took < 200*time.Millisecond || took > 2*time.Second {
+		t.Errorf("with an open tunnel: %s, want 200 ms", took)
+	}
+	if err := exchange(tunnel, random(1<<20)); err != nil {
+		t.Errorf("an open tunnel: %v", err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { _ = tunnel.Close() })
+	if took := drain(10 * time.Second); took < 100*time.Millisecond || took > 5*time.Second {
+		t.Errorf("until the tunnel closes: %s, want 100 ms", took)
+	}
+	if took := drain(10 * time.Second); took > time.Second {
+		t.Errorf("with nothing open: %s", took)
+	}
+}

@@ -133,6 +133,8 @@ type mesh struct {
 	network string
 	prefix  string // of addresses
 	zt      *ztunnel.Ztunnel
+	end     context.CancelFunc
+	ended   chan struct{} // closed when ztunnel has
 }
 
 var meshes atomic.Int64
@@ -146,14 +148,14 @@ func newMesh(t *testing.T, ca *authority, network string) *mesh {
 		ClusterID: "c1", Network: network, TrustDomain: "cluster.local", Socket: m.path, Identity: m.svidConfig(""), Log: discard,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- m.zt.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
+	m.end, m.ended = cancel, make(chan struct{})
+	go func() {
+		defer close(m.ended)
+		if err := m.zt.Run(ctx); err != nil {
 			t.Error(err)
 		}
-	})
+	}()
+	t.Cleanup(func() { m.end(); <-m.ended })
 	return m
 }
 
@@ -248,6 +250,7 @@ func (p *pod) dial(t *testing.T, target, gateway string) (answer, *stream) {
 	}
 	got := answer{Status: resp.StatusCode, Verdict: resp.Header.Get("X-Lab-Verdict"), Path: resp.Header.Get("X-Lab-Path")}
 	if got.Status != http.StatusOK {
+		_ = c.Close()
 		return got, nil
 	}
 	if len(resp.TransferEncoding) > 0 || resp.ContentLength >= 0 {

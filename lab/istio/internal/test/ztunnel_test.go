@@ -435,21 +435,60 @@ func TestNothingYet(t *testing.T) {
 	}
 }
 
-// TestShutdown: the end of ztunnel's context is the end of its streams.
+// TestOutboundEnds: what a Pod has open to elsewhere ends when it leaves.
+func TestOutboundEnds(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	outside := app(t, "127.0.0.1:0", func(c net.Conn) {
+		_, _ = io.WriteString(c, "outside\n")
+		_, _ = io.Copy(io.Discard, c)
+	})
+	_, plain := s.web.dial(t, outside.Addr().String(), "")
+	_, tunnel := s.web.dial(t, s.one.IP+":8080", "")
+	_, others := s.other.dial(t, s.one.IP+":8080", "")
+	s.leave(s.web)
+	for _, c := range []*stream{plain, tunnel} {
+		if rest, _ := io.ReadAll(c); len(rest) > 0 {
+			t.Errorf("read %q", rest)
+		}
+	}
+	eventually(t, "the other ends close", func() bool { return outside.open.Load() == 0 && s.one.app.open.Load() == 1 })
+	if err := exchange(others, []byte("still there")); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestShutdown: when ztunnel is to end, what is open may finish, for a while.
 func TestShutdown(t *testing.T) {
 	t.Parallel()
-	var c *stream
-	var one *pod
-	t.Run("running", func(t *testing.T) {
-		s := newShop(t)
-		one = s.one
-		_, c = s.web.dial(t, s.one.IP+":8080", "")
-	})
-	if c == nil {
-		t.Skip("skipped above")
+	for name, c := range map[string]struct {
+		finish   bool
+		min, max time.Duration
+	}{
+		"streams finish": {true, 0, 2 * time.Second},
+		"streams go on":  {false, 3 * time.Second, 8 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newShop(t)
+			_, open := s.web.dial(t, s.one.IP+":8080", "")
+			began := time.Now()
+			s.end()
+			time.Sleep(300 * time.Millisecond)
+			if err := exchange(open, []byte("still there")); err != nil {
+				t.Fatalf("an open stream, soon after: %v", err)
+			}
+			if c.finish {
+				_ = open.Close()
+			}
+			<-s.ended
+			if took := time.Since(began); took < c.min || took > c.max {
+				t.Errorf("took %s, want %s to %s", took, c.min, c.max)
+			}
+			if rest, _ := io.ReadAll(open); len(rest) > 0 {
+				t.Errorf("read %q", rest)
+			}
+			eventually(t, "the application's end closes", func() bool { return s.one.app.open.Load() == 0 })
+		})
 	}
-	if rest, err := io.ReadAll(c); len(rest) > 0 {
-		t.Errorf("read %q, %v", rest, err)
-	}
-	eventually(t, "the application's end closes", func() bool { return one.app.open.Load() == 0 })
 }

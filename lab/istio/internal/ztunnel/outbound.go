@@ -91,6 +91,9 @@ func (z *Ztunnel) connect(w http.ResponseWriter, r *http.Request, p *pod, log *s
 	if _, err := in.Write(head.Bytes()); err != nil {
 		return
 	}
+	// A hijacked connection is no longer the server's to close when the Pod leaves.
+	stop := context.AfterFunc(r.Context(), func() { _, _ = in.Close(), out.Close() })
+	defer stop()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
