@@ -81,7 +81,7 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	if err != nil {
 		return err
 	}
-	status.started(spoke, applier)
+	status.started(spoke, applier, trust)
 	log.Info("agent started", "cluster", cfg.Cluster, "version", version.Version, "server", cfg.Server, "kubeSystemUID", uid, "kubernetes", kubernetes)
 	start(task{"relay", spoke.Run})
 	start(task{"apply", applier.Run})

@@ -21,14 +21,25 @@ type status struct {
 	mu      sync.Mutex
 	spoke   *relay.Spoke
 	applier *apply.Applier
+	trust   *trust
 }
 
 func newStatus(c mesh.ClusterName) *status { return &status{cluster: c} }
 
-func (s *status) started(spoke *relay.Spoke, applier *apply.Applier) {
+func (s *status) started(spoke *relay.Spoke, applier *apply.Applier, trust *trust) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.spoke, s.applier = spoke, applier
+	s.spoke, s.applier, s.trust = spoke, applier, trust
+}
+
+// observation is what is known of trust, JSON; it holds no secret.
+func (s *status) observation() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.trust == nil {
+		return []byte("{}")
+	}
+	return s.trust.last()
 }
 
 func (s *status) applied() apply.Stats {
@@ -72,6 +83,10 @@ func (s *status) metrics() http.Handler {
 			"serverVersion": st.ServerVersion, "lastError": st.LastError, "certificateNotAfter": st.Identity.NotAfter.UTC().Format(time.RFC3339),
 			"objects": s.applied(), "clockOffset": st.Offset.String(), "roundTrip": st.RTT.String(),
 		})
+	})
+	m.HandleFunc("GET /trust", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(s.observation())
 	})
 	m.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		st, _ := s.relay()

@@ -29,6 +29,7 @@ type trust struct {
 
 	mu   sync.Mutex
 	seen mesh.TrustObservation // the last round of probes
+	said []byte                // the last observation sent, JSON
 }
 
 func newTrust(cfg Config, kube *cluster, source *synclog.Source, log *slog.Logger) *trust {
@@ -98,11 +99,19 @@ func (t *trust) report() {
 	}
 	raw, err := json.Marshal(o)
 	if err == nil {
+		t.said = raw
 		err = t.source.Set(synclog.Key{Type: mesh.ItemTrust, Name: mesh.ItemTrust}, raw)
 	}
 	if err != nil {
 		t.log.Error("the state of trust can't be reported", "error", err)
 	}
+}
+
+// last is the last observation sent, JSON.
+func (t *trust) last() []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.said
 }
 
 // run runs the probes, if there are any.

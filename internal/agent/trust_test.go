@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"math/big"
+	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
@@ -114,9 +115,26 @@ func trusts(t *testing.T, s *site, h *hub) {
 	s.within(15*time.Second, "an observation of it", func() bool {
 		return h.item(mesh.ItemTrust, mesh.ItemTrust, &o) && o.Applied == applied && o.Secret != nil && o.Secret.Owner == mesh.OwnerValue && o.Restarted.Doing != ""
 	})
+	if shown(t, s).Applied != applied {
+		t.Error("/trust shows something else")
+	}
 	if len(o.Problems) > 0 || o.Certificates[mesh.FingerprintOf(root.cert.Raw)] == nil || o.Certificates[o.Secret.Signer] == nil || len(o.Slots) != 1 {
 		t.Errorf("observation: %+v", o)
 	}
+}
+
+// shown is what the agent shows a person of trust.
+func shown(t *testing.T, s *site) (o mesh.TrustObservation) {
+	t.Helper()
+	r, err := http.Get("http://" + s.cfg.MetricsAddress + "/trust")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if err := json.NewDecoder(r.Body).Decode(&o); err != nil {
+		t.Fatal(err)
+	}
+	return o
 }
 
 func tokenFile(t *testing.T) string {
