@@ -150,9 +150,9 @@ func nonEmpty(s string) []string {
 func checkEncoding(c *x509.Certificate) *CheckError {
 	switch {
 	case len(c.SubjectKeyId) == 0:
-		return &CheckError{"aki", fmt.Sprintf("%s has no subject key identifier: chains can't be built by it", c.Subject), ""}
+		return &CheckError{"aki", fmt.Sprintf("%s has no subject key identifier: chains can't be built by it", c.Subject), "sign it with subjectKeyIdentifier (openssl: subjectKeyIdentifier=hash)"}
 	case len(c.AuthorityKeyId) == 0 && !bytes.Equal(c.RawIssuer, c.RawSubject):
-		return &CheckError{"aki", fmt.Sprintf("%s has no authority key identifier: between roots of one name the wrong one is chosen", c.Subject), ""}
+		return &CheckError{"aki", fmt.Sprintf("%s has no authority key identifier: between roots of one name the wrong one is chosen", c.Subject), "sign it with authorityKeyIdentifier (openssl: authorityKeyIdentifier=keyid:always)"}
 	case constrainsURIs(c):
 		return &CheckError{"constraints", fmt.Sprintf("%s constrains URIs: ztunnel's verifier refuses such chains (webpki since 0.103.12)", c.Subject), "leave name constraints of URIs out"}
 	}
@@ -241,7 +241,7 @@ func checkKeyIDs(c, issuer *x509.Certificate) *CheckError {
 func room(path []*x509.Certificate) error {
 	for i, c := range path {
 		if c.BasicConstraintsValid && (c.MaxPathLen > 0 || c.MaxPathLenZero) && c.MaxPathLen < i {
-			return &CheckError{"pathlen", fmt.Sprintf("%s has path length %d, and %d CAs are below it", c.Subject, c.MaxPathLen, i), "leaves would be refused (\"too many intermediates\"): use an issuer with a greater path length, or none"}
+			return &CheckError{"pathlen", fmt.Sprintf("%s has path length %d, and CAs below it: %d", c.Subject, c.MaxPathLen, i), "leaves would be refused (\"too many intermediates\"): use an issuer with a greater path length, or none"}
 		}
 	}
 	return nil

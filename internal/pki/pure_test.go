@@ -1,0 +1,9 @@
+package pki_test
+
+import (
+	"testing"
+
+	"ambitmesh.dev/ambit/test/golist"
+)
+
+func TestPure(t *testing.T) { golist.Pure(t) }
