@@ -97,7 +97,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		tasks = append(tasks, task{"snapshot", func(ctx context.Context) error { return serveHTTP(ctx, l, s.snapshotHandler(), log) }})
 	}
 	if l := listeners["webhook"]; l != nil {
-		handler := admission.NewHandler(validate.Options{AdminNamespace: cfg.Namespace}, time.Now, log, s.noteDeletion)
+		handler := admission.NewHandler(validate.Options{AdminNamespace: cfg.Namespace, Snapshot: s.settled}, time.Now, log, s.noteDeletion)
 		tasks = append(tasks,
 			task{"webhook", func(ctx context.Context) error { return admission.Serve(ctx, l, handler, s.certs, log) }},
 			task{"webhook certificates", s.followWebhookSecret},
@@ -135,6 +135,14 @@ func (s *server) connect() error {
 	s.watch.sources = s.state
 	s.events = report.NewEvents(s.api, Name)
 	s.certs = admission.NewCertificates(s.api, s.cfg.Namespace, s.cfg.WebhookConfiguration, admission.ServerNames(s.cfg.WebhookService, s.cfg.Namespace, s.cfg.ClusterDomain), s.log)
+	return nil
+}
+
+// settled is the latest Snapshot of a replica that leads and knows everything, else nil.
+func (s *server) settled() *mesh.Snapshot {
+	if rep := s.leading.Load(); rep != nil {
+		return rep.settled()
+	}
 	return nil
 }
 

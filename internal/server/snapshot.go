@@ -17,7 +17,7 @@ type savedSnapshot struct {
 	TakenAt  time.Time      `json:"takenAt"`
 }
 
-// snapshotHandler serves the leader's latest Snapshot, for `meshctl policy` and bug reports. It listens on loopback only: the right to forward to the Pod's port
+// snapshotHandler serves the leader's latest Snapshot, for `meshctl policy` and bug reports, and what trust was decided from last, by policy, for `meshctl trust plan`: certificates and no key. It listens on loopback only: the right to forward to the Pod's port
 // is the right to read it.
 func (s *server) snapshotHandler() http.Handler {
 	mux := http.NewServeMux()
@@ -36,17 +36,30 @@ func (s *server) snapshotHandler() http.Handler {
 			http.Error(w, "the management server has just started and does not know everything yet: "+why, http.StatusServiceUnavailable)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		var out io.Writer = w
-		if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
-			w.Header().Set("Content-Encoding", "gzip")
-			z := gzip.NewWriter(w)
-			defer func() { _ = z.Close() }()
-			out = z
+		s.answer(w, r, savedSnapshot{Snapshot: v.snapshot, TakenAt: v.at.UTC()})
+	})
+	mux.HandleFunc("GET /trust", func(w http.ResponseWriter, r *http.Request) {
+		rep := s.leading.Load()
+		if rep == nil {
+			http.Error(w, "this replica does not lead: ask the one that holds the Lease "+s.cfg.Namespace+"/"+s.cfg.Lease, http.StatusServiceUnavailable)
+			return
 		}
-		if err := json.NewEncoder(out).Encode(savedSnapshot{Snapshot: v.snapshot, TakenAt: v.at.UTC()}); err != nil {
-			s.log.Warn("snapshot not delivered", "error", err)
-		}
+		s.answer(w, r, rep.trust.Inputs())
 	})
 	return mux
+}
+
+// answer writes v as JSON, compressed for who understands that.
+func (s *server) answer(w http.ResponseWriter, r *http.Request, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	var out io.Writer = w
+	if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		defer func() { _ = z.Close() }()
+		out = z
+	}
+	if err := json.NewEncoder(out).Encode(v); err != nil {
+		s.log.Warn("answer not delivered", "path", r.URL.Path, "error", err)
+	}
 }
