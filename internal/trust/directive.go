@@ -71,15 +71,8 @@ func (w *work) directive(name mesh.ClusterName) *mesh.TrustDirective {
 		d.Bundle = bundle([]*Root{r.Incoming, &r.Current})
 	}
 	d.CRL = w.crl(r.Trusts())
-	d.Restart = w.restart(c, fmt.Sprintf("g%d-%s", w.generation(), r.Phase))
+	d.Restart = w.restart(c, fmt.Sprintf("%s-%d", r.Phase, r.Turn))
 	return d
-}
-
-func (w *work) generation() mesh.Generation {
-	if w.r.Incoming != nil {
-		return w.r.Incoming.Generation
-	}
-	return w.r.Current.Generation
 }
 
 // base lists the slots of a cluster.
@@ -165,9 +158,6 @@ func (w *work) crl(roots []*Root) []byte {
 func (w *work) restart(c *Cluster, token string) mesh.RestartOrder {
 	if w.r.Incoming == nil || w.r.Phase == Preparing && !w.r.Back || w.r.Phase == Finished || !w.restarts() {
 		return mesh.RestartOrder{}
-	}
-	if w.r.Back {
-		token += "-back"
 	}
 	o := mesh.RestartOrder{DataPlane: token}
 	if needsRestart(c.Observation) {

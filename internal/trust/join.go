@@ -79,6 +79,14 @@ func (w *work) begin(name mesh.ClusterName) bool {
 		w.block(name, "its present root", why)
 		return false
 	}
+	w.store(name, &m, k)
+	m.Joining, m.Toward, m.Ready, m.ReadyFor = Preparing, w.toward(), time.Time{}, ""
+	w.r.Members[name] = m
+	return true
+}
+
+// store gives k to be kept.
+func (w *work) store(name mesh.ClusterName, m *Member, k Kept) {
 	m.Kept++
 	k.Number = m.Kept
 	w.kept[name] = &k
@@ -86,9 +94,6 @@ func (w *work) begin(name mesh.ClusterName) bool {
 		w.step.Keep = map[mesh.ClusterName]Kept{}
 	}
 	w.step.Keep[name] = k
-	m.Joining, m.Toward, m.Ready, m.ReadyFor = Preparing, w.toward(), time.Time{}, ""
-	w.r.Members[name] = m
-	return true
 }
 
 // keep finds out what a cluster trusts and signs with at present. What was kept before stays in the bundle: leaves under it may live on.
@@ -127,6 +132,9 @@ func (w *work) keep(c *Cluster, m *Member) (Kept, string) {
 			return k, "its bundle can't be read: " + err.Error()
 		}
 		for _, t := range w.r.Trusts() {
+			if t.Fingerprint == f {
+				root.Generation = t.Generation
+			}
 			if t.Subject == root.Subject && t.Fingerprint != f && !w.off(ruleNames) {
 				return k, fmt.Sprintf("it has the same name as the mesh's, %q: verifiers that choose an issuer by name would fail (facts: T8). Give the mesh a root of another name", root.Subject)
 			}
@@ -264,9 +272,6 @@ func (w *work) joinDirective(name mesh.ClusterName) *mesh.TrustDirective {
 		d.Bundle = bundle(w.r.Trusts())
 	} else {
 		d.Bundle = k.Bundle
-		for _, root := range w.joinRoots(name, m.Joining)[len(k.Roots):] {
-			d.Bundle = join(d.Bundle, pemOf(root.Certificate))
-		}
 	}
 	d.CRL = w.crl(w.r.Trusts())
 	d.Restart = w.joinRestart(c, m, k)
@@ -280,7 +285,7 @@ func (w *work) joinRestart(c *Cluster, m Member, k *Kept) mesh.RestartOrder {
 	if m.Joining == Preparing || !w.restarts() {
 		return mesh.RestartOrder{}
 	}
-	token := fmt.Sprintf("j%d-%s", m.Serial, m.Joining)
+	token := fmt.Sprintf("joining-%s-%d", m.Joining, m.Kept)
 	o := mesh.RestartOrder{DataPlane: token}
 	if m.Joining == AddingRoot && k.Take == mesh.TakeSelfSigned || m.Joining != Switching && needsRestart(c.Observation) {
 		o.Istiod = token
@@ -348,11 +353,11 @@ func (w *work) mayMove(name mesh.ClusterName, joining []mesh.ClusterName) bool {
 	return true
 }
 
-// related reports whether two clusters came with a root in common.
+// related reports whether two clusters came with a root in common that is not the mesh's.
 func (w *work) related(a, b mesh.ClusterName) bool {
 	x, y := w.kept[a], w.kept[b]
 	return x != nil && y != nil && x.Taken != "" && y.Taken != "" && slices.ContainsFunc(x.Roots, func(r Root) bool {
-		return slices.ContainsFunc(y.Roots, func(s Root) bool { return r.Fingerprint == s.Fingerprint })
+		return r.Generation == 0 && slices.ContainsFunc(y.Roots, func(s Root) bool { return r.Fingerprint == s.Fingerprint })
 	})
 }
 
@@ -367,6 +372,14 @@ func (w *work) move(name mesh.ClusterName) {
 		return
 	}
 	m.Joining = phases[m.Joining.rank()+1]
+	if m.Joining == AddingRoot { // whatever comes next has to contain what is told now, or an istiod may refuse it
+		k := *w.kept[name]
+		for _, root := range w.joinRoots(name, AddingRoot)[len(k.Roots):] {
+			k.Roots = append(slices.Clip(k.Roots), Root{Generation: root.Generation, Certificate: root.Certificate, Fingerprint: root.Fingerprint, Subject: root.Subject})
+			k.Bundle = join(k.Bundle, pemOf(root.Certificate))
+		}
+		w.store(name, &m, k)
+	}
 	w.r.Members[name] = m
 	w.slotsOf(name)
 	w.put(name, w.joinDirective(name))

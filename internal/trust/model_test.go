@@ -281,7 +281,7 @@ func (u *universe) inputs(s *state) (Rotation, Want, []Cluster) {
 			want.Fences[name] = Fence{Request: Request{By: "jane"}, Effective: true}
 		}
 		cl := Cluster{Name: name, TrustDomain: "cluster.local", Connected: !l.away, Observation: u.build(c, l.obs), Issued: map[string]Issued{}, Requests: map[string]bool{}}
-		for _, f := range strings.Fields(u.issued.text[l.issued]) {
+		for f := range strings.FieldsSeq(u.issued.text[l.issued]) {
 			slot, root, _ := strings.Cut(f, "=")
 			cl.Issued[slot] = u.cert(c, slot, root[0])
 		}
@@ -306,7 +306,7 @@ func (u *universe) keptOf(c int, n uint16) *Kept {
 	_, _ = fmt.Sscan(f[4], &k.Number)
 	for i := range len(f[2]) {
 		root := u.rootOf(c, f[2][i])
-		k.Roots = append(k.Roots, Root{Certificate: root.Certificate, Fingerprint: root.Fingerprint, Subject: root.Subject})
+		k.Roots = append(k.Roots, Root{Generation: root.Generation, Certificate: root.Certificate, Fingerprint: root.Fingerprint, Subject: root.Subject})
 		k.Bundle = join(k.Bundle, pemOf(root.Certificate))
 	}
 	if k.Taken != "" {

@@ -2,36 +2,58 @@ package trust
 
 import "testing"
 
-func TestModelA1(t *testing.T) {
-	check(t, setup{clusters: 3, replicas: 2, verifiers: 2, hot: true, split: true, webhooks: true})
+// What each world may do is in setup; search_test.go says what is looked for. AMBIT_MODEL=full searches much further than fits into `make test`.
+
+func TestModelRotation(t *testing.T) {
+	check(t, setup{clusters: 3, replicas: 2, verifiers: 2, hot: true, webhooks: true, canary: true, bytes: true})
 }
-func TestModelA2(t *testing.T) {
-	check(t, setup{clusters: 3, replicas: 2, verifiers: 1, hot: true, rollback: true, acts: 3})
+
+func TestModelProbesTakeTime(t *testing.T) {
+	check(t, setup{clusters: 2, replicas: 2, verifiers: 2, hot: true, split: true})
 }
-func TestModelA3(t *testing.T) {
-	check(t, setup{clusters: 3, replicas: 2, verifiers: 1, hot: true, away: 3, crash: true})
+
+func TestModelCrashesAndPartitions(t *testing.T) {
+	check(t, setup{clusters: 3, replicas: 1, verifiers: 1, hot: true, away: 3, crash: true, maxStates: 150e3})
 }
-func TestModelA4(t *testing.T) {
-	check(t, setup{clusters: 3, replicas: 1, verifiers: 1, hot: true, away: 1, fence: true, acts: 2})
+
+func TestModelRollback(t *testing.T) {
+	check(t, setup{clusters: 3, replicas: 1, verifiers: 1, hot: true, rollback: true, acts: 2, maxStates: 150e3})
 }
-func TestModelA5(t *testing.T) {
-	check(t, setup{clusters: 3, replicas: 1, verifiers: 1, hot: true, own: []bool{false, false, true}})
+
+func TestModelRollbackAndCrashes(t *testing.T) {
+	check(t, setup{clusters: 2, replicas: 1, verifiers: 1, hot: true, crash: true, rollback: true, acts: 2, maxStates: 150e3})
 }
-func TestModelA6(t *testing.T) {
-	check(t, setup{clusters: 3, replicas: 2, verifiers: 2, hot: false, restart: true})
+
+func TestModelRollbackByHand(t *testing.T) { // multi-root is off: istiods restart when somebody restarts them
+	check(t, setup{clusters: 2, replicas: 2, verifiers: 1, rollback: true, acts: 2})
 }
-func TestModelA7(t *testing.T) {
-	check(t, setup{clusters: 2, replicas: 1, verifiers: 2, hot: true, ticks: 28, silent: true})
+
+func TestModelRollbackWithRestarts(t *testing.T) {
+	check(t, setup{clusters: 2, replicas: 2, verifiers: 1, restart: true, rollback: true, acts: 2})
 }
-func TestModelA8(t *testing.T) {
-	check(t, setup{clusters: 2, replicas: 1, verifiers: 1, hot: true, away: 1, fence: true, rollback: true, acts: 2})
+
+func TestModelFences(t *testing.T) {
+	check(t, setup{clusters: 2, replicas: 1, verifiers: 1, hot: true, away: 1, fence: true, acts: 2, maxStates: 100e3})
 }
-func TestModelA9(t *testing.T) {
+
+func TestModelJoin(t *testing.T) { // at every phase
+	check(t, setup{clusters: 2, replicas: 1, verifiers: 2, hot: true, own: []bool{false, true}, maxStates: 100e3})
+}
+
+func TestModelJoinAndRollback(t *testing.T) {
+	check(t, setup{clusters: 2, replicas: 1, verifiers: 1, hot: true, restart: true, rollback: true, acts: 1, own: []bool{false, true}, maxStates: 100e3})
+}
+
+func TestModelFirstInstallation(t *testing.T) { // 3 clusters, each on a root of its own, then 3 on one that somebody gave them by hand
+	check(t, setup{clusters: 3, replicas: 1, verifiers: 1, hot: true, restart: true, own: []bool{true, true, true}})
 	check(t, setup{clusters: 3, replicas: 2, verifiers: 1, hot: true, own: []bool{true, true, true}, shared: true})
 }
-func TestModelB1(t *testing.T) {
-	check(t, setup{clusters: 3, replicas: 2, verifiers: 2, hot: true, canary: true, bytes: true})
+
+func TestModelSecretRewritten(t *testing.T) {
+	check(t, setup{clusters: 2, replicas: 2, verifiers: 1, hot: true, foreign: true, maxStates: 100e3})
 }
-func TestModelB2(t *testing.T) {
-	check(t, setup{clusters: 2, replicas: 1, verifiers: 1, hot: true, rollback: true, acts: 1, own: []bool{false, true}})
+
+func TestModelTime(t *testing.T) { // leaves grow old, a verifier can't be seen, files lag
+	check(t, setup{clusters: 1, replicas: 1, verifiers: 2, hot: true, ticks: 32, silent: true, maxStates: 700e3})
+	check(t, setup{clusters: 1, replicas: 1, verifiers: 1, hot: true, ticks: 10, files: true, maxStates: 200e3})
 }

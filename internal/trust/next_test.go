@@ -3,6 +3,7 @@ package trust
 import (
 	"bytes"
 	"crypto/x509"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -270,7 +271,7 @@ func TestRestartsWithoutMultiRoot(t *testing.T) {
 	}
 	s.want.Restart = true
 	s.decide()
-	if s.step.Directives["c0000"].Restart.Istiod != "g2-AddingRoot" {
+	if s.step.Directives["c0000"].Restart.Istiod != fmt.Sprintf("AddingRoot-%d", s.r.Turn) {
 		t.Fatalf("%+v", s.step.Directives["c0000"].Restart)
 	}
 	done := s.observe(&s.fleet[0], s.step.Directives["c0000"])

@@ -88,6 +88,7 @@ func (r *Rotation) Trusts() []*Root {
 func (w *work) enter(p Phase, reason string) {
 	w.r.Phase, w.step.Reason = p, reason
 	w.r.Began[p] = w.now
+	w.r.Turn++
 	if !w.r.Back && w.r.Far.before(p) {
 		w.r.Far = p
 	}

@@ -3,6 +3,8 @@ package trust
 import (
 	"cmp"
 	"fmt"
+	"maps"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -108,19 +110,25 @@ func (x *search) hub(s state) state {
 func (x *search) successors(s state, n int32) {
 	x.add(x.hub(s), n)
 	x.people(s, n)
-	if x.crash && s.gone == 0 {
+	if x.crash && s.gone < 2 {
 		t := s
 		t.gone++
 		for c := range x.clusters {
 			t.c[c].obs, t.c[c].out = 0, 0
 		}
 		x.add(t, n)
+		for c := range x.clusters { // an agent forgets: what it has applied, and that it has keys
+			t := s
+			t.gone++
+			t.c[c].applied, t.c[c].pend, t.c[c].done = 0, 0, 0
+			x.add(t, n)
+		}
 	}
 	if int(s.tick) < x.ticks {
 		x.time(s, n)
 	}
 	for c := range x.clusters {
-		if c > 0 && s.c[c] == s.c[c-1] && !(x.canary && c == 1) {
+		if c > 0 && s.c[c] == s.c[c-1] && (!x.canary || c != 1) {
 			continue
 		}
 		x.cluster(s, c, n)
@@ -453,6 +461,12 @@ func (x *search) trace(n int32) string {
 // check searches, and fails the test on harm, and on a state from which a helpful world does not come to the end.
 func check(t *testing.T, s setup) {
 	t.Helper()
+	switch {
+	case testing.Short():
+		s.maxStates = min(cmp.Or(s.maxStates, 10000), 10000)
+	case os.Getenv("AMBIT_MODEL") == "full": // hours, if one likes
+		s.maxStates = 4 << 20
+	}
 	x := newSearch(s, 0)
 	x.run()
 	if x.bad != "" {
@@ -469,5 +483,13 @@ func check(t *testing.T, s setup) {
 			}
 		}
 	}
-	t.Logf("%d states searched (%s): %s; Next called with %d different inputs", len(x.order), whole, s, len(x.memo))
+	reached := map[string]bool{}
+	for _, st := range x.order {
+		r := fromJSON[Rotation](x.globals.text[st.global])
+		reached[r.State()] = true
+		if r.Phase == Steady && r.Current.Generation == 2 {
+			reached["done"] = true
+		}
+	}
+	t.Logf("%d states searched (%s), up to %s: %s; Next called with %d different inputs", len(x.order), whole, strings.Join(slices.Sorted(maps.Keys(reached)), " "), s, len(x.memo))
 }

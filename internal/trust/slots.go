@@ -74,12 +74,12 @@ func (w *work) rootOf(m *Member, id string) *Root {
 	if id == m.Fresh && m.Fresh != "" {
 		id = m.Replaces
 	}
-	switch {
-	case id == "":
+	switch id {
+	case "":
 		return nil
-	case id == m.New:
+	case m.New:
 		return w.r.Incoming
-	case id == m.Old:
+	case m.Old:
 		return &w.r.Current
 	default:
 		return nil

@@ -33,6 +33,8 @@ type Rotation struct {
 	Incoming *Root `json:"incoming,omitempty"`
 	// Generation is the highest ever given to a root.
 	Generation mesh.Generation `json:"generation,omitempty"`
+	// Turn counts the phases entered, of all rotations; what is restarted once per phase is told by it.
+	Turn int64 `json:"turn,omitempty"`
 	// Began is when each phase of this rotation began, last time.
 	Began map[Phase]time.Time `json:"began,omitempty"`
 	// CanaryProven is when the canary cluster was seen to sign under the new root.
@@ -64,7 +66,7 @@ type Member struct {
 	Joining Phase `json:"joining,omitempty"`
 	// Toward is the state that Joining leads to; the way begins anew when it changes.
 	Toward string `json:"toward,omitempty"`
-	// Kept is the Number of the Kept that the way began with: an older one, stored before a crash, does not count.
+	// Kept is the Number of the last Kept: an older one, stored before a crash, does not count.
 	Kept int64 `json:"kept,omitempty"`
 	// Signing is the slot that a cluster on its way was last told to sign with.
 	Signing string `json:"signing,omitempty"`
@@ -178,7 +180,7 @@ type Issued struct {
 type Kept struct {
 	Number int64  `json:"number"`
 	Bundle []byte `json:"bundle,omitempty"` // root-cert.pem, byte for byte; what is directed on the way begins with it
-	Roots  []Root `json:"roots,omitempty"`  // Bundle, read
+	Roots  []Root `json:"roots,omitempty"`  // Bundle, read; the mesh's have a generation
 	// Slot is the one it signs with until everybody trusts the mesh's root; empty: nothing signs yet.
 	Slot string `json:"slot,omitempty"`
 	// Taken is the slot for the key that was there, if it was none of ours; Take says where the key is, and Issued is its certificate.
