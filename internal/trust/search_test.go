@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -91,8 +92,30 @@ func (x *search) add(s state, from int32) {
 // run searches until all is seen, something is wrong, or there are too many states.
 func (x *search) run() {
 	limit := cmp.Or(x.maxStates, 1<<20)
-	for i := 0; i < len(x.order) && x.bad == "" && len(x.order) < limit; i++ {
-		x.successors(x.order[i], int32(i))
+	rnd := rand.New(rand.NewPCG(1, 1))
+	var frontier []int32
+	for next := 0; x.bad == "" && len(x.order) < limit; {
+		for ; next < len(x.order); next++ {
+			frontier = append(frontier, int32(next))
+		}
+		if len(frontier) == 0 {
+			return
+		}
+		i := 0
+		if x.deep { // the last or any
+			if i = len(frontier) - 1; rnd.IntN(4) == 0 {
+				i = rnd.IntN(len(frontier))
+			}
+			frontier[i], frontier[0] = frontier[0], frontier[i]
+		}
+		n := frontier[0]
+		if x.deep {
+			last := len(frontier) - 1
+			frontier[0], frontier = frontier[last], frontier[:last]
+		} else {
+			frontier = frontier[1:]
+		}
+		x.successors(x.order[n], n)
 	}
 }
 
@@ -110,7 +133,7 @@ func (x *search) hub(s state) state {
 func (x *search) successors(s state, n int32) {
 	x.add(x.hub(s), n)
 	x.people(s, n)
-	if x.crash && s.gone < 2 {
+	if int(s.gone) < x.crashes {
 		t := s
 		t.gone++
 		for c := range x.clusters {
@@ -475,6 +498,9 @@ func check(t *testing.T, s setup) {
 	whole := "all of them"
 	if limit := cmp.Or(x.maxStates, 1<<20); len(x.order) >= limit {
 		whole = fmt.Sprintf("the first %d, breadth first", limit)
+		if s.deep {
+			whole = fmt.Sprintf("%d of more, depth first with leaps", limit)
+		}
 	}
 	if s.ticks == 0 {
 		for _, st := range x.order {

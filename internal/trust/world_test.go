@@ -109,7 +109,7 @@ type setup struct {
 	webhooks  bool // the API server as a client of istiod
 	split     bool // istiods are probed some time before verifiers
 	unordered bool // or after, and the agent says so
-	crash     bool // the hub forgets what it has in memory
+	crashes   int  // so often the hub, or an agent, forgets what it has in memory
 	away      int  // clusters that may be away at a time
 	fence     bool // one that is away may be fenced, and come back
 	rollback  bool // a rollback may be asked for, and taken back, at any moment
@@ -119,13 +119,14 @@ type setup struct {
 	files     bool // a ConfigMap becomes a file within a tick
 	silent    bool // the last verifier can't be probed
 	maxStates int
+	deep      bool // where there are more states than that: not the nearest, but some of all
 }
 
 func (s setup) String() string {
 	var on []string
 	for name, b := range map[string]bool{
 		"multi-root off": !s.hot, "bytes compared": s.bytes, "autoRestartPods": s.restart, "canary": s.canary, "webhooks": s.webhooks, "probes take time": s.split,
-		"hub crashes": s.crash, "away": s.away > 0, "fences": s.fence, "rollbacks": s.rollback, "time": s.ticks > 0, "joins": len(s.own) > 0, "one root": s.shared,
+		"crashes": s.crashes > 0, "away": s.away > 0, "fences": s.fence, "rollbacks": s.rollback, "time": s.ticks > 0, "joins": len(s.own) > 0, "one root": s.shared,
 	} {
 		if b {
 			on = append(on, name)
