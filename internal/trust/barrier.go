@@ -119,19 +119,18 @@ func (w *work) ready() {
 	}
 }
 
-// note keeps Ready: since when istiods, ConfigMaps and webhooks have all been as directed. Only being seen otherwise ends it: a replica that could not be asked may be new, and then it
+// note keeps Ready (put ends it when bundle or signer change): since when istiods, ConfigMaps and webhooks have all been as directed. Only being seen otherwise ends it: a replica that could not be asked may be new, and then it
 // began with what is directed.
 func (w *work) note(name mesh.ClusterName) {
 	c, d, m := w.fleet[name], w.directives[name], w.r.Members[name]
 	if d == nil || !c.Connected || c.Observation.Applied != w.printOf(name) || !c.Observation.Ordered {
 		return
 	}
-	key := w.readyKey(c, d)
 	switch seen := w.readyOr(c, d, false); {
-	case seen && m.ReadyFor != key:
-		m.Ready, m.ReadyFor = w.now, key
-	case !seen && m.ReadyFor != "" && (m.ReadyFor != key || w.contradicts(c, d)):
-		m.Ready, m.ReadyFor = time.Time{}, ""
+	case seen && m.Ready.IsZero():
+		m.Ready = w.now
+	case !seen && w.contradicts(c, d):
+		m.Ready = time.Time{}
 	}
 	w.r.Members[name] = m
 }

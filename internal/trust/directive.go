@@ -3,6 +3,7 @@ package trust
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"ambitmesh.dev/ambit/internal/mesh"
 )
@@ -39,8 +40,11 @@ func (w *work) put(name mesh.ClusterName, d *mesh.TrustDirective) {
 			d.Turn = m.Turn
 		}
 		_, m.Directed = Encode(d)
-		w.r.Members[name] = m
 	}
+	if key := w.readyKey(w.fleet[name], d); key != m.ReadyFor { // what was seen before is of another bundle or signer, also if it comes back
+		m.Ready, m.ReadyFor = time.Time{}, key
+	}
+	w.r.Members[name] = m
 	w.directives[name], w.prints[name] = d, m.Directed
 }
 

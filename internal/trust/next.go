@@ -48,8 +48,9 @@ func next(r Rotation, want Want, fleet []Cluster, now time.Time, without rule) S
 	w.slots()
 	w.direct()
 	w.ready()
+	asked := slices.Clip(w.step.Blockers)
 	for range 2 * len(phases) { // backwards, several phases may need no proof
-		w.step.Blockers = nil
+		w.step.Blockers = asked
 		if !w.advance() {
 			break
 		}

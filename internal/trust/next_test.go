@@ -3,6 +3,7 @@ package trust
 import (
 	"bytes"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -439,5 +440,34 @@ func TestVerifyCountsTheLeaf(t *testing.T) {
 	}
 	if err := verify(append(chain, x), []*x509.Certificate{tight.cert}, epoch); err == nil {
 		t.Fatal("a leaf would have two CAs below a path length of 1 (facts: too many intermediates)")
+	}
+}
+
+// TestBoundOfACanaryThatWasTakenBack: a cluster that was told to sign under the new root, then under the old one, then again under the new one, counts from the last time.
+func TestBoundOfACanaryThatWasTakenBack(t *testing.T) {
+	s, second := settled(t, 2)
+	s.want.Root, s.want.Canary, s.want.Soak = &second.root, "c0001", 24*time.Hour
+	s.until(t, Switching, func() bool { return !s.r.CanaryProven.IsZero() && !s.r.Members["c0001"].Ready.IsZero() })
+	s.want.Canary = "c0000"
+	s.r.CanaryProven = time.Time{}
+	s.decide() // nobody obeys
+	s.now = s.now.Add(time.Hour)
+	s.want.Canary = "c0001"
+	if s.decide(); !s.r.Members["c0001"].Ready.IsZero() {
+		t.Fatal("it may have signed under the old root meanwhile")
+	}
+}
+
+func TestSizeOfTheRecord(t *testing.T) {
+	s, second := settled(t, 1000)
+	s.want.Root = &second.root
+	s.until(t, AddingRoot, nil)
+	raw, err := json.Marshal(s.r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("a rotation of 1,000 clusters is %d KiB of status", len(raw)>>10)
+	if len(raw) > 1<<20 {
+		t.Fatal("etcd takes 1.5 MiB")
 	}
 }

@@ -82,7 +82,8 @@ type Member struct {
 	// Turn and Directed are the number and the fingerprint of the last directive.
 	Turn     int64            `json:"turn,omitempty"`
 	Directed mesh.Fingerprint `json:"directed,omitzero"`
-	// Ready is since when all of its istiods, root ConfigMaps and webhooks have been as ReadyFor says. The bound counts from it.
+	// Ready is since when all of its istiods, root ConfigMaps and webhooks have been seen as directed; ReadyFor is the bundle and the signer's root that this is about. The bound counts
+	// from it.
 	Ready    time.Time `json:"ready,omitzero"`
 	ReadyFor string    `json:"readyFor,omitempty"`
 	// Fence is set while the cluster is cut off from the others by decision: nobody waits for it.
