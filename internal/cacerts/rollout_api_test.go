@@ -8,10 +8,12 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/test/kubetest"
 )
 
 func template(labels map[string]string) corev1.PodTemplateSpec {
@@ -143,5 +145,50 @@ func TestRestartsInTheCluster(t *testing.T) {
 	s.seen(d)
 	s.stays("each once per token", func() bool {
 		return generation(istiod) == before && generation(ztunnel) == z && s.keeper.State().Restarted.Done == d.Restart
+	})
+}
+
+// A gateway that the agent may not restart is named, and holds nothing up: it renews by itself, and probes say when. An istiod that it may not restart holds everything up.
+func TestMayNotRestart(t *testing.T) {
+	s := newSite(t)
+	s.stop()
+	elsewhere := kubetest.Namespace(t, s.kube)
+	rule := func(group, resources, verbs string) rbacv1.PolicyRule {
+		return rbacv1.PolicyRule{APIGroups: []string{group}, Resources: strings.Split(resources, ","), Verbs: strings.Split(verbs, ",")}
+	}
+	user := "agent-of-" + s.namespace
+	subject := []rbacv1.Subject{{Kind: "User", Name: user, APIGroup: rbacv1.GroupName}}
+	role := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: user}, Rules: []rbacv1.PolicyRule{rule("", "secrets", "get,list,watch,create,update"), rule("apps", "daemonsets", "patch")}}
+	for _, o := range []client.Object{
+		role,
+		&rbacv1.RoleBinding{ObjectMeta: role.ObjectMeta, Subjects: subject, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: user}},
+		&rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: user}, Rules: []rbacv1.PolicyRule{rule("apps", "deployments,daemonsets", "list"), rule("", "namespaces", "get")}},
+		&rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: user}, Subjects: subject, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: user}},
+	} {
+		if err := s.kube.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	labels := map[string]string{managedLabel: "istio.io-gateway-controller"}
+	gateway := s.run(&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: elsewhere, Name: "ingress"}, Spec: appsv1.DeploymentSpec{Selector: &metav1.LabelSelector{MatchLabels: labels}, Template: template(labels)}})
+	app := map[string]string{"app": "istiod"}
+	istiod := s.run(&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: "istiod"}, Spec: appsv1.DeploymentSpec{Selector: &metav1.LabelSelector{MatchLabels: app}, Template: template(app)}})
+	s.cfg = kubetest.As(s.cfg, user)
+	s.start()
+
+	r1 := newRoot(t, "root g1")
+	d := mesh.TrustDirective{Policy: "gloo-mesh/p", Bundle: pemOf(r1.cert)}
+	s.issued(&d, order("g1", 1), r1)
+	d.Signer, d.Restart = "g1", mesh.RestartOrder{DataPlane: "t1"}
+	s.direct(d)
+	s.within("in force", func() bool { return !s.keeper.State().Signer.IsZero() })
+	s.seen(d)
+	s.within("the gateway is named", func() bool { return s.problems("may not restart gateway " + elsewhere + "/ingress") })
+	s.within("and passed over", func() bool { return s.keeper.State().Restarted.Done.DataPlane == "t1" })
+	d.Restart.Istiod = "t2"
+	s.direct(d)
+	s.within("istiod is named", func() bool { return s.problems("may not restart istiod") })
+	s.stays("and waited for", func() bool {
+		return s.keeper.State().Restarted.Done.Istiod == "" && s.token(istiod) == "" && s.token(gateway) == ""
 	})
 }
