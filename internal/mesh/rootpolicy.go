@@ -52,7 +52,9 @@ type Trust struct {
 	Soak      time.Duration
 	CrossSign bool
 	// LongestLeaf that anything asks for, as the policy vouches; 0: it does not.
-	LongestLeaf    time.Duration
+	LongestLeaf time.Duration
+	// FileLag is how long a ConfigMap takes to become a file; 0: the default.
+	FileLag        time.Duration
 	ForeignClients bool
 }
 
@@ -147,6 +149,9 @@ func TrustOf(spec *adminv2.RootTrustPolicySpec) Trust {
 		}
 		if r.LongestLeaf != nil {
 			t.LongestLeaf = r.LongestLeaf.Duration
+		}
+		if r.FileLag != nil {
+			t.FileLag = r.FileLag.Duration
 		}
 	}
 	return t

@@ -142,7 +142,7 @@ func wanted(p *mesh.RootTrustPolicy, requests []*mesh.RotationRequest, r *trust.
 		Canary: p.Canary, Soak: p.Soak,
 		Paused:      request(latestPause(requests)),
 		Fences:      map[mesh.ClusterName]trust.Fence{},
-		LongestLeaf: p.LongestLeaf, ForeignClients: p.ForeignClients,
+		LongestLeaf: p.LongestLeaf, ForeignClients: p.ForeignClients, FileLag: p.FileLag,
 	}
 	for _, q := range requests {
 		if q.State != adminv2.RequestDone {

@@ -180,6 +180,9 @@ func (r *rules) rotation(path *field.Path, o *adminv2.RotationOptions) {
 	if d := o.LongestLeaf; d != nil && (d.Duration < ShortestLeaf || d.Duration > LongestLeaf) {
 		r.invalid(path.Child("longestLeaf"), d.Duration.String(), "want 1m to 2160h, such as 24h, which ztunnel and proxies ask for unless SECRET_TTL says otherwise")
 	}
+	if d := o.FileLag; d != nil && (d.Duration < time.Second || d.Duration > time.Hour) {
+		r.invalid(path.Child("fileLag"), d.Duration.String(), "want 1s to 1h, such as 90s: the kubelet's sync period and cache")
+	}
 }
 
 // conflict refuses a policy, new or with another selection, that selects a cluster which another one holds for already. Two that are written at the same moment both pass; then the

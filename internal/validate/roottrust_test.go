@@ -114,7 +114,7 @@ func TestRootTrustPolicyForms(t *testing.T) {
 		"cert-manager":    {config(`agentCa: {certManager: {issuerRef: {name: root, kind: ClusterIssuer, group: cert-manager.io}}}`), verdict{}},
 		"cert-manager, other groups have other kinds": {config(`agentCa: {certManager: {issuerRef: {name: root, kind: AWSPCAClusterIssuer, group: awspca.cert-manager.io}}}`), verdict{}},
 		"ECDSA":          {config(`mgmtServerCa: {generated: {keyAlgorithm: ECDSA-P384}}, intermediateCertOptions: {keyAlgorithm: ECDSA-P256}`), verdict{}},
-		"our additions":  {`spec: {rotation: {canary: cluster-3, soak: 1h, crossSign: true, longestLeaf: 24h, foreignClients: true}, existingCacerts: Adopt, crl: Always}`, verdict{}},
+		"our additions":  {`spec: {rotation: {canary: cluster-3, soak: 1h, crossSign: true, longestLeaf: 24h, fileLag: 30s, foreignClients: true}, existingCacerts: Adopt, crl: Always}`, verdict{}},
 		"selection":      {`spec: {applyToMeshes: [{istio: {revision: 1-30, namespace: istio-system, clusterSelector: {region: eu}, selector: {app: istiod}}}, {istio: {}}, {}]}`, verdict{}},
 		"status is kept": {"spec: {}\nstatus: {phase: Steady, rotation: {anything: [1]}}", verdict{}},
 	})
@@ -194,10 +194,11 @@ func TestRootTrustPolicyMistakes(t *testing.T) {
 			`spec.applyToMeshes[0].istio.namespace: Invalid value: "istio-*": no wildcards here, the name of one namespace is wanted: leave it out for every namespace`,
 			`spec.applyToMeshes[0].istio.clusterSelector[region]: Invalid value: "*": labels are compared whole, '*' is no wildcard: leave clusterSelector out for every cluster`,
 			`spec.applyToMeshes[0].istio.selector[app]: Invalid value: "a b": no label has this value: want letters, digits, '-', '_' and '.', at most 63, beginning and ending with a letter or digit`)},
-		"additions": {`spec: {rotation: {canary: "prod_eu", soak: 721h, longestLeaf: 1s}, existingCacerts: adopt, crl: always}`, wrong(
+		"additions": {`spec: {rotation: {canary: "prod_eu", soak: 721h, longestLeaf: 1s, fileLag: 2h}, existingCacerts: adopt, crl: always}`, wrong(
 			`spec.rotation.canary: Invalid value: "prod_eu": no cluster has this name: want lower-case letters, digits and '-', beginning and ending with a letter or digit`,
 			`spec.rotation.soak: Invalid value: "721h0m0s": want 0s to 720h, such as 10m or 24h`,
 			`spec.rotation.longestLeaf: Invalid value: "1s": want 1m to 2160h, such as 24h, which ztunnel and proxies ask for unless SECRET_TTL says otherwise`,
+			`spec.rotation.fileLag: Invalid value: "2h0m0s": want 1s to 1h, such as 90s: the kubelet's sync period and cache`,
 			`spec.existingCacerts: Invalid value: "adopt": did you mean Adopt?`, `spec.crl: Invalid value: "always": did you mean Always?`)},
 		"placeholder": {config(`agentCa: {vault: {server: "https://${VAULT}:8200"}}`), wrong(c + `agentCa.vault.server: Invalid value: "https://${VAULT}:8200": the placeholder "${VAULT}" was left in: run the file through envsubst first (is the variable set?), or write the value`)},
 	})

@@ -206,6 +206,10 @@ type RotationOptions struct {
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('2160h')",message="want 1m to 2160h, such as 24h"
 	// +optional
 	LongestLeaf *metav1.Duration `json:"longestLeaf,omitempty"`
+	// FileLag is how long a changed root ConfigMap takes to become a file in a Pod, which is how proxies know istiod: the kubelet's sync period and cache. At most 1h. Absent: 90s.
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('1h')",message="want 1s to 1h, such as 90s"
+	// +optional
+	FileLag *metav1.Duration `json:"fileLag,omitempty"`
 	// ForeignClients: something that can't be probed has certificates from istiod (VMs, clients of your own). A rotation then always waits for the longest leaf. Absent: false.
 	// +optional
 	ForeignClients bool `json:"foreignClients,omitempty"`
