@@ -120,6 +120,7 @@ func (w *work) root() {
 	r, want := &w.r, w.want.Root
 	if r.Phase == Steady {
 		w.askRoot()
+		r.Passive = w.want.Passive
 	}
 	switch {
 	case want == nil:

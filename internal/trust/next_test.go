@@ -471,3 +471,31 @@ func TestSizeOfTheRecord(t *testing.T) {
 		t.Fatal("etcd takes 1.5 MiB")
 	}
 }
+
+func TestPassiveRootsAreInEveryBundle(t *testing.T) {
+	s, second := settled(t, 2)
+	passive := newAuthority("partner", 0)
+	s.want.Passive = []Root{passive.root}
+	s.decide()
+	s.obey()
+	s.want.Root = &second.root
+	for range 30 {
+		s.decide()
+		for c, d := range s.step.Directives {
+			if !bytes.HasSuffix(d.Bundle, pemOf(passive.root.Certificate)) {
+				t.Fatalf("%s in %s lacks it", c, s.r.Phase)
+			}
+		}
+		if s.r.Phase == AddingRoot {
+			s.want.Passive = nil // not before the rotation is over
+		}
+		s.obey()
+		if s.r.Current.Generation == 2 {
+			break
+		}
+	}
+	s.decide()
+	if s.r.Current.Generation != 2 || !bytes.Equal(s.step.Directives["c0000"].Bundle, pemOf(second.root.Certificate)) {
+		t.Fatalf("generation %d, passive %d", s.r.Current.Generation, len(s.r.Passive))
+	}
+}

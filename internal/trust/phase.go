@@ -74,14 +74,17 @@ func (r *Rotation) Signs() *Root {
 
 // Trusts are the roots of root-cert.pem in the present phase, in order.
 func (r *Rotation) Trusts() []*Root {
-	switch {
-	case r.Incoming == nil || r.Phase.before(AddingRoot):
-		return []*Root{&r.Current}
-	case r.Phase.before(DroppingRoot):
-		return []*Root{&r.Current, r.Incoming}
-	default:
-		return []*Root{r.Incoming}
+	var out []*Root
+	if r.Incoming == nil || r.Phase.before(DroppingRoot) {
+		out = append(out, &r.Current)
 	}
+	if r.Incoming != nil && !r.Phase.before(AddingRoot) {
+		out = append(out, r.Incoming)
+	}
+	for i := range r.Passive {
+		out = append(out, &r.Passive[i])
+	}
+	return out
 }
 
 // enter begins a phase.

@@ -89,6 +89,11 @@ func (k *checks) roots() {
 	if bytes.Equal(old.RawSubjectPublicKeyInfo, root.RawSubjectPublicKeyInfo) {
 		k.refuse("SameKey", "old and new root have the same key: make a new one", "facts: preflight")
 	}
+	for _, p := range w.r.Passive {
+		if p.Subject == incoming.Subject {
+			k.refuse("SameName", "a passive root has the new root's name, "+p.Subject, "facts: T8")
+		}
+	}
 	k.rootItself(root, incoming)
 	if w.want.CrossSign && w.want.Emergency == nil {
 		k.cross(old, incoming)
@@ -234,7 +239,7 @@ func (k *checks) istiods(c *Cluster) {
 		if !hotRoots(p) {
 			k.hotless(what)
 		} else if !mesh.IstiodCan(p.Version, mesh.RootSetCompare) {
-			k.note("BytesCompared", what+" is before 1.30 and compares bundles as bytes; what is written takes care of it", "istio#59909")
+			k.bytes(what)
 		}
 	}
 	for _, g := range slices.Concat(o.ConfigMaps, o.Webhooks) {
@@ -242,6 +247,14 @@ func (k *checks) istiods(c *Cluster) {
 			k.refuse("Bundle", counted(g.Count, "object", g.Examples)+" holds another bundle than cacerts: look for another writer or revision", "istio#36478, facts: T10")
 		}
 	}
+}
+
+func (k *checks) bytes(what string) {
+	message := what + " is before 1.30 and compares bundles as bytes; what is written takes care of it"
+	if len(k.w.r.Passive) > 0 {
+		message = what + " is before 1.30 and compares bundles as bytes: with passive roots in the bundle it takes a changed root only when it starts, so restart it when the rotation waits for it"
+	}
+	k.note("BytesCompared", message, "istio#59909")
 }
 
 func (k *checks) hotless(what string) {

@@ -31,6 +31,8 @@ type Rotation struct {
 	Current Root `json:"current,omitzero"`
 	// Incoming is the new root; nil outside a rotation.
 	Incoming *Root `json:"incoming,omitempty"`
+	// Passive are trusted besides, in every bundle, and sign nothing. They stay as they are during a rotation.
+	Passive []Root `json:"passive,omitempty"`
 	// Generation is the highest ever given to a root.
 	Generation mesh.Generation `json:"generation,omitempty"`
 	// Turn counts the phases entered, of all rotations; what is restarted once per phase is told by it.
@@ -106,6 +108,9 @@ type Want struct {
 	Generation mesh.Generation
 	// Root is the answer to the last Step.Root; nil: none yet. One that differs from Rotation.Current starts a rotation.
 	Root *Root
+
+	// Passive are roots to be trusted besides (passiveCertificateAuthorities). A change takes effect outside a rotation.
+	Passive []Root
 
 	Organization string        // of intermediates' subjects; default "gloo-mesh"
 	Algorithm    string        // of intermediates' keys: "RSA-4096"
