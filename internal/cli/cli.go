@@ -1,7 +1,7 @@
 // Package cli is meshctl: one file per verb.
 //
 // In: arguments, a kubeconfig, streams. Out: objects on the clusters it was told to change, a report to the person, and an exit code.
-// It must not print or write to a file any private key or token, dial the relay, or touch a cluster that was not named.
+// It must not print or write to a file any private key or token (the verbs of pki, whose result is keys, excepted), dial the relay, or touch a cluster that was not named.
 package cli
 
 import (
@@ -96,7 +96,7 @@ func newRoot(streams Streams) *cobra.Command {
 		Use:   "meshctl",
 		Short: "Manage a mesh of clusters",
 		Long: `meshctl installs the management plane and registers clusters with it. It works through the Kubernetes API servers of your
-kubeconfig only. No private key and no token passes through your terminal or your files.
+kubeconfig only. No private key and no token passes through your terminal or your files, unless you ask for keys with meshctl pki.
 
 ` + exitHelp,
 		SilenceUsage:  true,
@@ -128,7 +128,7 @@ kubeconfig only. No private key and no token passes through your terminal or you
 		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cluster.AddCommand(a.registerCommand(), a.deregisterCommand(), a.listCommand())
-	root.AddCommand(cluster, a.policyCommand(), a.relayCommand(), a.checkCommand(), a.versionCommand(), a.installCommand(), a.uninstallCommand())
+	root.AddCommand(cluster, a.policyCommand(), a.pkiCommand(), a.relayCommand(), a.checkCommand(), a.versionCommand(), a.installCommand(), a.uninstallCommand())
 	return root
 }
 
