@@ -50,7 +50,9 @@ func targetsOf(pods []pod) []target {
 	}
 	for _, k := range order {
 		t := captured[k]
-		slices.SortStableFunc(t.pods, func(a, b pod) int { return cmp.Or(boolean(b.ready)-boolean(a.ready), cmp.Compare(a.name, b.name)) })
+		slices.SortStableFunc(t.pods, func(a, b pod) int {
+			return cmp.Or(boolean(a.going)-boolean(b.going), boolean(b.ready)-boolean(a.ready), cmp.Compare(a.name, b.name))
+		})
 		t.pods = t.pods[:min(len(t.pods), maxStandIns)]
 		out = append(out, *t)
 	}

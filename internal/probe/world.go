@@ -41,7 +41,7 @@ type pod struct {
 	multiRoot         bool
 	maxLeaf           time.Duration
 	ready             bool
-	created           time.Time
+	going             bool // deleted, and not gone: on a node that is away it may run on for long (facts T7)
 }
 
 const (
@@ -55,15 +55,15 @@ const (
 	defaultMaxLeaf = 90 * 24 * time.Hour
 )
 
-// podOf reads a Pod; ok is false for one that is of no interest, has no address yet, or is going.
+// podOf reads a Pod; ok is false for one that is of no interest or has no address yet.
 func podOf(u *unstructured.Unstructured, istioNamespace string) (p pod, ok bool) {
 	spec, _ := u.Object["spec"].(map[string]any)
 	st, _ := u.Object["status"].(map[string]any)
 	p = pod{
 		name: u.GetNamespace() + "/" + u.GetName(), ip: text(st["podIP"]), node: text(spec["nodeName"]), ready: isReady(st),
-		account: u.GetNamespace() + "/" + cmp.Or(text(spec["serviceAccountName"]), "default"), created: u.GetCreationTimestamp().Time,
+		account: u.GetNamespace() + "/" + cmp.Or(text(spec["serviceAccountName"]), "default"), going: u.GetDeletionTimestamp() != nil,
 	}
-	if u.GetDeletionTimestamp() != nil || p.ip == "" {
+	if p.ip == "" {
 		return pod{}, false
 	}
 	p.role = roleOf(u, spec, istioNamespace)

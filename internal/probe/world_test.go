@@ -36,7 +36,10 @@ func TestPodOf(t *testing.T) {
 			with(func(p *pod) { p.name, p.account, p.role = "app/web-1", "app/default", roleCaptured }),
 		},
 		{"not captured", `{metadata: {name: web-1, namespace: app}, spec: {nodeName: n1}, ` + there + `}`, nil},
-		{"going", `{metadata: {name: web-1, namespace: app, deletionTimestamp: '2026-01-01T00:00:00Z', annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1}, ` + there + `}`, nil},
+		{
+			"going: it may run on, on a node that is away (T7)", `{metadata: {name: web-1, namespace: app, deletionTimestamp: '2026-01-01T00:00:00Z', annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1}, ` + there + `}`,
+			with(func(p *pod) { p.name, p.account, p.role, p.going = "app/web-1", "app/default", roleCaptured, true }),
+		},
 		{"without an address", `{metadata: {name: web-1, namespace: app, annotations: {ambient.istio.io/redirection: enabled}}, spec: {nodeName: n1}}`, nil},
 		{
 			"istiod", `{metadata: {name: istiod-1, namespace: istio-system, labels: {app: istiod, istio.io/rev: 1-30}}, spec: {nodeName: n1, serviceAccountName: istiod, containers: [{name: discovery, image: 'h:5000/pilot:1.30.3-distroless',
@@ -117,8 +120,10 @@ func TestTargets(t *testing.T) {
 		return pod{name: name, node: node, account: account, role: roleCaptured, ready: ready}
 	}
 	got := targetsOf([]pod{
+		{name: "app/a0", node: "n1", account: "app/a", role: roleCaptured, ready: true, going: true},
 		captured("app/a1", "n1", "app/a", false), captured("app/a2", "n1", "app/a", true), captured("app/a3", "n2", "app/a", true), captured("app/b1", "n1", "app/b", true),
 		captured("app/a4", "n1", "app/a", true), captured("app/a5", "n1", "app/a", true),
+		{name: "app/c1", node: "n1", account: "app/c", role: roleCaptured, going: true},
 		{name: "app/wp1", node: "n1", account: "app/wp", role: roleWaypoint, version: "1.30.1"},
 		{name: "app/wp2", node: "n1", account: "app/wp", role: roleWaypoint, version: "1.30.1"},
 		{name: "istio-system/istiod", role: roleIstiod},
@@ -135,7 +140,7 @@ func TestTargets(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{
 		"waypoint 1.30.1 false app/wp1", "waypoint 1.30.1 false app/wp2", "gateway  true in/in",
-		"ztunnel 1.30.0 false app/a2 app/a4 app/a5", "ztunnel  false app/a3", "ztunnel 1.30.0 false app/b1",
+		"ztunnel 1.30.0 false app/a2 app/a4 app/a5", "ztunnel  false app/a3", "ztunnel 1.30.0 false app/b1", "ztunnel 1.30.0 false app/c1",
 	}, lines); d != "" {
 		t.Error(d)
 	}
