@@ -35,15 +35,15 @@ func TestModelRollbackWithRestarts(t *testing.T) {
 }
 
 func TestModelFences(t *testing.T) {
-	check(t, setup{clusters: 2, replicas: 1, verifiers: 1, hot: true, away: 1, fence: true, acts: 2, maxStates: 100e3, deep: true})
+	check(t, setup{clusters: 2, replicas: 1, verifiers: 1, hot: true, away: 1, fence: true, acts: 2, maxStates: 60e3, deep: true})
 }
 
 func TestModelJoin(t *testing.T) { // at every phase
-	check(t, setup{clusters: 2, replicas: 1, verifiers: 2, hot: true, own: []bool{false, true}, maxStates: 100e3, deep: true})
+	check(t, setup{clusters: 2, replicas: 1, verifiers: 2, hot: true, own: []bool{false, true}, maxStates: 60e3, deep: true})
 }
 
 func TestModelJoinAndRollback(t *testing.T) {
-	check(t, setup{clusters: 2, replicas: 1, verifiers: 1, hot: true, restart: true, rollback: true, acts: 1, own: []bool{false, true}, maxStates: 100e3, deep: true})
+	check(t, setup{clusters: 2, replicas: 1, verifiers: 1, hot: true, restart: true, rollback: true, acts: 1, own: []bool{false, true}, maxStates: 60e3, deep: true})
 }
 
 func TestModelFirstInstallation(t *testing.T) { // 3 clusters, each on a root of its own, then 3 on one that somebody gave them by hand
@@ -56,6 +56,6 @@ func TestModelSecretRewritten(t *testing.T) {
 }
 
 func TestModelTime(t *testing.T) { // leaves grow old, a verifier can't be seen, files lag
-	check(t, setup{clusters: 1, replicas: 1, verifiers: 2, hot: true, ticks: 32, silent: true, maxStates: 200e3, deep: true})
+	check(t, setup{clusters: 1, replicas: 1, verifiers: 2, hot: true, ticks: 32, silent: true, maxStates: 150e3, deep: true})
 	check(t, setup{clusters: 1, replicas: 1, verifiers: 1, hot: true, ticks: 10, files: true, maxStates: 100e3, deep: true})
 }

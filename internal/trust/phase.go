@@ -32,8 +32,6 @@ const (
 	ruleOwnRoot                     // a cluster that comes with a root of its own keeps it until nobody needs it
 	ruleFamily                      // clusters that came with the same root go together
 	ruleFiles                       // a ConfigMap takes time to become a file (T3)
-	ruleSkew                        // clocks differ (T15)
-	ruleCanary                      // only the canary switches first
 )
 
 var phases = [...]Phase{Steady, Preparing, AddingRoot, Switching, DroppingRoot, Finished} //nolint:gochecknoglobals // the order of a type's values
@@ -226,5 +224,5 @@ func (w *work) canaryName() mesh.ClusterName {
 // switched reports whether a member is to sign under the new root, in phase Switching.
 func (w *work) switched(c mesh.ClusterName) bool {
 	name := w.canaryName()
-	return name == "" || name == c || w.off(ruleCanary) || !w.r.CanaryProven.IsZero() && !w.now.Before(w.r.CanaryProven.Add(w.want.Soak))
+	return name == "" || name == c || !w.r.CanaryProven.IsZero() && !w.now.Before(w.r.CanaryProven.Add(w.want.Soak))
 }

@@ -81,9 +81,6 @@ func (w *work) bound(c *Cluster, ready bool) (until time.Time, passed bool) {
 		return time.Time{}, false
 	}
 	slack := clockSlack + c.Offset.Abs()
-	if w.off(ruleSkew) {
-		slack = 0
-	}
 	until = m.Ready.Add(w.longestLeaf(c) + slack)
 	return until, !w.now.Before(until)
 }
