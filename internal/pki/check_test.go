@@ -108,7 +108,7 @@ func TestCheckIntermediate(t *testing.T) {
 		"a stranger in the chain":        {append(one(), make_(t, "Root g1", nil)), []*ca{root}, "aki", nil},
 		"path length of the issuer":      {[]*ca{make_(t, "c1 g1", tight), tight}, []*ca{root}, "pathlen", nil},
 		"path length of the root":        {one(), []*ca{withKey(t, root.key, "Root g1", nil, pathLen(0))}, "pathlen", nil},
-		"the issuer is no CA":            {[]*ca{make_(t, "c1 g1", middle), withKey(t, middle.key, "Issuing CA", root, leaf)}, []*ca{root}, "ca", nil},
+		"the issuer is no CA":            {[]*ca{make_(t, "c1 g1", middle), withKey(t, middle.key, "Issuing CA", root, leaf, identified(middle))}, []*ca{root}, "ca", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			want := pki.Expect{Subject: pkix.Name{CommonName: "c1 g1", Organization: []string{"Bank"}}, Now: now}
@@ -124,6 +124,11 @@ func TestCheckIntermediate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// identified gives a certificate that is none of a CA the key identifier that Go gives to CAs only.
+func identified(like *ca) fault {
+	return func(t, _ *x509.Certificate) { t.SubjectKeyId = like.cert.SubjectKeyId }
 }
 
 func TestVerifyPeer(t *testing.T) {
