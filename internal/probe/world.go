@@ -60,8 +60,8 @@ func podOf(u *unstructured.Unstructured, istioNamespace string) (p pod, ok bool)
 	spec, _ := u.Object["spec"].(map[string]any)
 	st, _ := u.Object["status"].(map[string]any)
 	p = pod{
-		name: u.GetNamespace() + "/" + u.GetName(), ip: text(st["podIP"]), node: text(spec["nodeName"]), ready: isReady(st),
-		account: u.GetNamespace() + "/" + cmp.Or(text(spec["serviceAccountName"]), "default"), going: u.GetDeletionTimestamp() != nil,
+		name: u.GetNamespace() + "/" + u.GetName(), ip: text(st["podIP"]), node: shared(text(spec["nodeName"])), ready: isReady(st),
+		account: shared(u.GetNamespace() + "/" + cmp.Or(text(spec["serviceAccountName"]), "default")), going: u.GetDeletionTimestamp() != nil,
 	}
 	if p.ip == "" {
 		return pod{}, false
@@ -156,6 +156,9 @@ func isTrue(s string) bool {
 	return s == "1" || strings.EqualFold(s, "t") || strings.EqualFold(s, "true")
 }
 
+// shared is s, kept once: nodes and accounts are those of many Pods.
+func shared(s string) string { return unique.Make(s).Value() }
+
 func text(v any) string { s, _ := v.(string); return s }
 
 // imageTag reads "1.30.1" from "host:5000/pilot:1.30.1-distroless@sha256:...".
@@ -171,7 +174,7 @@ func imageTag(image string) string {
 // rootMap reads a root ConfigMap.
 func rootMap(u *unstructured.Unstructured) (string, bool) {
 	s, _, _ := unstructured.NestedString(u.Object, "data", rootKey)
-	return unique.Make(s).Value(), true // all namespaces hold the same; one without the key is a bundle without roots, and must be seen
+	return shared(s), true // all namespaces hold the same; one without the key is a bundle without roots, and must be seen
 }
 
 // caBundles reads what the istiod webhooks of a configuration are verified by; those that differ follow each other.
