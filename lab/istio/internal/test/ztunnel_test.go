@@ -321,6 +321,12 @@ func TestIdentities(t *testing.T) {
 	if err := exchange(kept, []byte("still there")); err != nil {
 		t.Errorf("another Pod of the account: %v", err)
 	}
+	s.add(s.one)
+	s.ready(t, s.web, s.one.IP+":8080")
+	if n := s.csrsFor(t, appID); n != 1 {
+		t.Errorf("%d certificates after one of two Pods left and came back", n)
+	}
+	s.leave(s.one)
 	s.ready(t, s.web, s.two.IP+":8080")
 	s.leave(s.two)
 	_, _ = io.ReadAll(kept)
@@ -387,6 +393,19 @@ func TestNodeAgain(t *testing.T) {
 		_ = f.Close() // the node's own copies
 	}
 	eventually(t, "out of the mesh", func() bool { return !s.two.listens() })
+}
+
+// TestSaidTwice: a Pod that the node has told of twice leaves once.
+func TestSaidTwice(t *testing.T) {
+	t.Parallel()
+	s := newShop(t)
+	s.add(s.one)
+	s.ready(t, s.web, s.one.IP+":8080")
+	s.leave(s.one)
+	for _, f := range s.one.files[1:] {
+		_ = f.Close() // the node's own copies
+	}
+	eventually(t, "out of the mesh", func() bool { return !s.one.listens() })
 }
 
 // TestPodNetwork: what is for a Pod is dialed in the Pod's own network.
