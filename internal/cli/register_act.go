@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -249,6 +250,10 @@ func (r *registering) installAgent(ctx context.Context, registrationID string) e
 	previous, err := h.values(r.plan.Release)
 	if err != nil {
 		return err
+	}
+	if len(r.facts.EastWest) > 0 && valueAt(merge(previous, r.values), "glooAgent", "trust", "restartNamespaces") == nil {
+		previous = merge(previous, restartValues(r.facts.EastWest))
+		r.out.note("the agent may restart the east-west gateway in %s, which a RootTrustPolicy can ask for (glooAgent.trust.restartNamespaces)", strings.Join(r.facts.EastWest, ", "))
 	}
 	values := merge(previous, agentValues(string(r.name), r.address, r.mgmtNamespace, r.clusterDomain, r.imageTag, registrationID))
 	values = merge(values, r.values)

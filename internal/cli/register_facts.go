@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
+	"slices"
 	"strings"
 	"time"
 
@@ -74,7 +75,8 @@ type registerFacts struct {
 
 	RemoteUID   mesh.ClusterUID
 	Agent       *remoteAgent
-	RemoteHub   bool // the remote cluster runs a management server
+	RemoteHub   bool     // the remote cluster runs a management server
+	EastWest    []string // namespaces with an east-west gateway of Istio, sorted
 	Certificate *clientCertificate
 }
 
@@ -178,6 +180,15 @@ func (f *registerFacts) readRemote(ctx context.Context, remote *cluster, namespa
 	if f.RemoteHub, err = remote.found(ctx, namespace, serverName, &server); err != nil {
 		return remote.says("read Deployment "+serverName, err)
 	}
+	var gateways appsv1.DeploymentList
+	if err := remote.List(ctx, &gateways, client.MatchingLabels{"gateway.istio.io/managed": "istio.io-eastwest-controller"}); err != nil && !apierrors.IsForbidden(err) {
+		return remote.says("list Deployments", err)
+	}
+	for i := range gateways.Items {
+		f.EastWest = append(f.EastWest, gateways.Items[i].Namespace)
+	}
+	slices.Sort(f.EastWest)
+	f.EastWest = slices.Compact(f.EastWest)
 	var secret corev1.Secret
 	ok, err = remote.found(ctx, namespace, secretClient, &secret)
 	if err != nil {

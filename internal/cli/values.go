@@ -51,6 +51,15 @@ func agentValues(name, address, mgmtNamespace, clusterDomain, imageTag, registra
 	return map[string]any{"common": common, "glooAgent": agent}
 }
 
+// restartValues let the agent restart gateways in namespaces, for a RootTrustPolicy with autoRestartPods. A person's own value goes before.
+func restartValues(namespaces []string) map[string]any {
+	list := make([]any, len(namespaces))
+	for i, n := range namespaces {
+		list[i] = n
+	}
+	return map[string]any{"glooAgent": map[string]any{"trust": map[string]any{"restartNamespaces": list}}}
+}
+
 // checkLabels refuses what the API server would refuse later.
 func checkLabels(labels map[string]string) error {
 	for k, v := range labels {
