@@ -25,6 +25,8 @@ type Request struct {
 	Subject    pkix.Name
 	URIs       []*url.URL
 	TTL        time.Duration
+	// Root to sign under, where an authority has several (a Vault mount whose default issuer was switched). Zero: the one that Roots says.
+	Root mesh.Fingerprint
 }
 
 // Answer is an intermediate that was signed and checked.
@@ -34,6 +36,8 @@ type Answer struct {
 	Root  *x509.Certificate
 	// Issuer says who signed, for people.
 	Issuer string
+	// Note is what people should know all the same, such as a lifetime that was cut short. Mostly empty.
+	Note string
 }
 
 // Authority signs intermediates. Safe for concurrent use.
