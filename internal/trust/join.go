@@ -62,7 +62,8 @@ func (w *work) toward() string {
 // begin reports whether a cluster is on its way; it begins anew when the state to come to has changed.
 func (w *work) begin(name mesh.ClusterName) bool {
 	m, c := w.r.Members[name], w.fleet[name]
-	if m.Joining != "" && m.Toward == w.toward() && w.kept[name] != nil && w.kept[name].Number == m.Kept {
+	outrun := w.outrun(c, &m)
+	if m.Joining != "" && m.Toward == w.toward() && w.kept[name] != nil && w.kept[name].Number == m.Kept && !outrun {
 		return true
 	}
 	o := c.Observation
@@ -74,6 +75,12 @@ func (w *work) begin(name mesh.ClusterName) bool {
 		w.block(name, "Secret cacerts", "it belongs to "+o.Secret.Owner+" and is left alone: let the policy adopt it, or hand over by deleting it")
 		return false
 	}
+	if outrun {
+		self := *c
+		seen := *o
+		seen.Secret, self.Observation, m.Signing = nil, &seen, ""
+		c = &self
+	}
 	k, why := w.keep(c, &m)
 	if why != "" {
 		w.block(name, "its present root", why)
@@ -83,6 +90,14 @@ func (w *work) begin(name mesh.ClusterName) bool {
 	m.Joining, m.Toward, m.Ready, m.ReadyFor = Preparing, w.toward(), time.Time{}, ""
 	w.r.Members[name] = m
 	return true
+}
+
+// outrun reports whether an istiod started, and signs by a root of its own, in a cluster where nothing ran when its way began: cacerts came a moment too late for it.
+func (w *work) outrun(c *Cluster, m *Member) bool {
+	k, o := w.kept[c.Name], c.Observation
+	return m.Joining != "" && c.Connected && o != nil && k != nil && k.Slot == "" && slices.ContainsFunc(o.Istiods, func(p mesh.IstiodProbe) bool {
+		return p.Error == "" && !p.Signer.IsZero() && w.rootByIssuer(c, p.Signer).IsZero() && slices.Contains(p.Roots, p.Signer)
+	})
 }
 
 // store gives k to be kept.

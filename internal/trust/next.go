@@ -221,9 +221,13 @@ func (w *work) wait() {
 	}
 	for _, name := range w.names {
 		m, c := w.r.Members[name], w.fleet[name]
-		for _, id := range []string{m.Old, m.New} {
-			if i, ok := c.Issued[id]; ok && m.Replaces != id {
+		for _, id := range []string{m.Old, m.New, m.Fresh} {
+			i, ok := c.Issued[id]
+			if ok && m.Replaces != id && id != m.Fresh {
 				at(w.renewAt(name, id, i))
+			}
+			if ok {
+				at(refusedUntil(c, id, i))
 			}
 		}
 	}

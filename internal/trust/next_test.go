@@ -298,74 +298,6 @@ func TestOldZtunnelNeedsARestart(t *testing.T) {
 	}
 }
 
-func TestRenewal(t *testing.T) {
-	s, _ := settled(t, 20)
-	i := s.fleet[0].Issued[s.r.Members["c0000"].Old]
-	half := i.NotBefore.Add(i.NotAfter.Sub(i.NotBefore) / 2)
-	times := map[time.Time]bool{}
-	for _, c := range s.fleet {
-		w := newWork(s.r, s.want, s.fleet, s.now, 0)
-		at := w.renewAt(c.Name, s.r.Members[c.Name].Old, c.Issued[s.r.Members[c.Name].Old])
-		if at.After(half) || at.Before(half.Add(-19*24*time.Hour)) {
-			t.Fatalf("renewal at %v, half of life is %v", at, half)
-		}
-		times[at] = true
-	}
-	if len(times) < 15 {
-		t.Fatalf("20 clusters renew at %d times", len(times))
-	}
-	before := s.r.Members["c0000"].Old
-	bundle := s.step.Directives["c0000"].Bundle
-	s.now = half
-	for range 6 {
-		s.decide()
-		s.obey()
-	}
-	m, d := s.r.Members["c0000"], s.step.Directives["c0000"]
-	if m.Old == before || m.Fresh != "" || m.Retired != "" || d.Signer != m.Old || len(d.Intermediates) != 1 || !bytes.Equal(d.Bundle, bundle) {
-		t.Fatalf("%+v signs with %s of %d slots", m, d.Signer, len(d.Intermediates))
-	}
-	at := s.step.Directives["c0000"].Turn
-	for range 5 { // it does not thrash
-		s.now = s.now.Add(time.Minute)
-		s.decide()
-		s.obey()
-	}
-	if s.step.Directives["c0000"].Turn != at {
-		t.Fatal("it renews again")
-	}
-}
-
-// TestShortLives: ttlDays 1 with a ratio of 0.1 is seen in the wild.
-func TestShortLives(t *testing.T) {
-	w := newWork(Rotation{}, Want{RenewRatio: 0.1}, nil, epoch, 0)
-	i := Issued{NotBefore: epoch, NotAfter: epoch.Add(24 * time.Hour)}
-	at := w.renewAt("c", "g1-1", i)
-	if d := at.Sub(epoch); d < 6*time.Hour || d > 22*time.Hour {
-		t.Fatalf("renewed after %v of 24 h", d)
-	}
-}
-
-// TestRenewalDuringRotation: a rotation that waits for long does not let intermediates run out.
-func TestRenewalDuringRotation(t *testing.T) {
-	s, second := settled(t, 2)
-	s.want.Root = &second.root
-	s.until(t, AddingRoot, nil)
-	s.fleet[1].Connected = false
-	before := s.r.Members["c0000"]
-	s.now = s.now.Add(200 * 24 * time.Hour)
-	for range 10 {
-		s.decide()
-		s.obey("c0001")
-	}
-	after := s.r.Members["c0000"]
-	if s.r.Phase != AddingRoot || after.Old == before.Old || after.New == before.New || s.step.Directives["c0000"].Signer != after.Old {
-		t.Fatalf("%s: %+v", s.r.Phase, after)
-	}
-	s.fleet[1].Connected = true
-	s.until(t, Steady, func() bool { return s.r.Current.Generation == 2 })
-}
-
 func TestCRLs(t *testing.T) {
 	s, second := settled(t, 1)
 	s.want.CRLs = map[mesh.Fingerprint][]byte{s.r.Current.Fingerprint: []byte("old list\n"), second.root.Fingerprint: []byte("new list\n")}
@@ -498,4 +430,57 @@ func TestPassiveRootsAreInEveryBundle(t *testing.T) {
 	if s.r.Current.Generation != 2 || !bytes.Equal(s.step.Directives["c0000"].Bundle, pemOf(second.root.Certificate)) {
 		t.Fatalf("generation %d, passive %d", s.r.Current.Generation, len(s.r.Passive))
 	}
+}
+
+// TestNextTouchesNothing: the same arguments give the same answer, and stay as they are.
+func TestNextTouchesNothing(t *testing.T) {
+	s, second := settled(t, 5)
+	s.want.Root = &second.root
+	for range 15 {
+		before := mustJSON(Input{s.r, s.want, s.fleet, s.now})
+		a, b := Next(s.r, s.want, s.fleet, s.now), Next(s.r, s.want, s.fleet, s.now)
+		Plan(s.r, s.want, s.fleet, s.now)
+		Preflight(s.r, s.want, s.fleet, s.now)
+		if mustJSON(a) != mustJSON(b) {
+			t.Fatalf("%s: two answers", s.r.Phase)
+		}
+		if mustJSON(Input{s.r, s.want, s.fleet, s.now}) != before {
+			t.Fatalf("%s: an argument was changed", s.r.Phase)
+		}
+		s.decide()
+		s.obey()
+	}
+}
+
+// TestIstiodOutrunsCACerts: nothing ran when the cluster joined; then an istiod starts before cacerts is there, and signs by itself. Its key is taken over, as if it had been there before.
+func TestIstiodOutrunsCACerts(t *testing.T) {
+	first, own := newAuthority("root 1", 1), newAuthority("own", 0)
+	s := newSim(1, first)
+	self := own.root.Fingerprint
+	for range 4 {
+		s.decide()
+		if s.r.Members["c0000"].Joining == AddingRoot {
+			break
+		}
+		s.obey()
+	}
+	late := s.observe(&s.fleet[0], s.step.Directives["c0000"])
+	late.Certificates[self] = own.root.Certificate
+	late.Istiods[0].Signer, late.Istiods[0].Roots, late.Istiods[0].Serving = self, []mesh.Fingerprint{self}, []mesh.Fingerprint{self}
+	s.fleet[0].Observation = late
+	s.decide()
+	if k := s.fleet[0].Kept; k.Take != mesh.TakeSelfSigned || !bytes.Contains(k.Bundle, pemOf(own.root.Certificate)) {
+		t.Fatalf("%+v", k)
+	}
+	for range 3 {
+		s.obey()
+		if s.decide(); s.r.Members["c0000"].Joining == AddingRoot {
+			break
+		}
+	}
+	d := s.step.Directives["c0000"]
+	if d.Signer != s.fleet[0].Kept.Taken || !bytes.Contains(d.Bundle, pemOf(own.root.Certificate)) || !bytes.Contains(d.Bundle, pemOf(first.root.Certificate)) {
+		t.Fatalf("%s: signer %s", s.r.Members["c0000"].Joining, d.Signer)
+	}
+	s.until(t, Steady, s.allAdmitted)
 }

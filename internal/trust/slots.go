@@ -169,7 +169,18 @@ func (w *work) whyNotHeld(c *Cluster, id string, root *Root) string {
 	return "it has not confirmed the certificate for slot " + id + " yet"
 }
 
-// sign orders certificates for all slots that lack one and sent a request.
+// againAfter is how long after its NotBefore a certificate that the agent refuses is asked for anew: whoever signs may have been set right, and is not to be asked all the time.
+const againAfter = time.Hour
+
+// refusedUntil is when a certificate that the agent refuses is asked for anew; zero: it is not refused.
+func refusedUntil(c *Cluster, id string, i Issued) time.Time {
+	if c.Observation != nil && slices.ContainsFunc(c.Observation.Slots, func(s mesh.Slot) bool { return s.ID == id && s.Checked != "" }) {
+		return i.NotBefore.Add(againAfter)
+	}
+	return time.Time{}
+}
+
+// sign orders certificates for all slots that lack a good one and sent a request.
 func (w *work) sign() {
 	ttl := w.want.TTL
 	if ttl <= 0 {
@@ -179,8 +190,13 @@ func (w *work) sign() {
 		m, c := w.r.Members[name], w.fleet[name]
 		for _, id := range []string{m.Old, m.New, m.Fresh} {
 			root := w.rootOf(&m, id)
-			if i, ok := c.Issued[id]; root == nil || !c.Requests[id] || ok && i.Root == root.Fingerprint {
+			if root == nil || !c.Requests[id] {
 				continue
+			}
+			if i, ok := c.Issued[id]; ok && i.Root == root.Fingerprint {
+				if again := refusedUntil(c, id, i); again.IsZero() || w.now.Before(again) {
+					continue
+				}
 			}
 			w.step.Sign = append(w.step.Sign, SignOrder{Cluster: name, Slot: id, Root: root.Fingerprint, TTL: ttl})
 		}
