@@ -140,8 +140,8 @@ func (a *app) genIntermediateCommand() *cobra.Command {
 them. For one cluster they go into --out itself, for several into --out/CLUSTER. An intermediate does not outlive its root. What is written has passed the checks of
 'meshctl pki verify'.
 
---trust adds roots to root-cert.pem: what the cluster trusts beside the root that signs for it. During a rotation of the root that is the other root; the order of steps
-matters, and is in docs/ops/pki.md.
+--trust names roots for root-cert.pem: what the cluster trusts beside the root that signs for it. During a rotation of the root that is the bundle of both, as it is in the
+clusters already: its order is kept. The order of the steps matters, and is in docs/ops/pki.md.
 
 ` + pkiExitHelp,
 		Example: `  meshctl pki gen-intermediate prod-eu-west-3 --root ~/safe/root-2026 --out ./prod-eu-west-3-cacerts
@@ -149,7 +149,7 @@ matters, and is in docs/ops/pki.md.
 
   meshctl pki gen-intermediate prod-eu-west-3 --root ~/safe/root-2026 --secret | kubectl --context prod-eu-west-3 apply -f -
   meshctl pki gen-intermediate cluster-1 cluster-2 cluster-3 --root ~/safe/root-2026 --out ./tmp --ttl 730d
-  meshctl pki gen-intermediate cluster-1 --root ~/safe/root-2026 --trust ~/safe/root-2025/root-cert.pem --out ./tmp/cluster-1`,
+  meshctl pki gen-intermediate cluster-1 --root ~/safe/root-2026 --trust ~/safe/both-roots.pem --out ./tmp/cluster-1`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usageError("which cluster? usage: %s", cmd.UseLine())
@@ -204,7 +204,8 @@ func (f *intermediateFlags) check(clusters []string) error {
 	return nil
 }
 
-// signer reads the root that signs, and the roots that go into root-cert.pem, that one first.
+// signer reads the root that signs, and the roots that go into root-cert.pem: those of --trust in their order, so that a bundle that is in force already stays as it is to the
+// byte, which is what istiod wants of a new intermediate; the root that signs comes first if it is not among them.
 func (f *intermediateFlags) signer() (root *x509.Certificate, key crypto.Signer, roots []*x509.Certificate, err error) {
 	certs, err := readCertificates("--root", f.rootCert)
 	if err != nil {
@@ -225,7 +226,6 @@ func (f *intermediateFlags) signer() (root *x509.Certificate, key crypto.Signer,
 	if root == nil {
 		return nil, nil, nil, usageError("%s is not the key of %s (%s)", f.rootKey, f.rootCert, certs[0].Subject)
 	}
-	roots = []*x509.Certificate{root}
 	for _, file := range f.trust {
 		more, err := readCertificates("--trust", file)
 		if err != nil {
@@ -236,6 +236,9 @@ func (f *intermediateFlags) signer() (root *x509.Certificate, key crypto.Signer,
 				roots = append(roots, c)
 			}
 		}
+	}
+	if !slices.ContainsFunc(roots, root.Equal) {
+		roots = slices.Insert(roots, 0, root)
 	}
 	return root, key, roots, nil
 }

@@ -134,6 +134,19 @@ func TestPKIDualTrust(t *testing.T) {
 	pkiMust(t, "gen-intermediate", "c1", "--root", at("r1"), "--out", at("d1"), "--trust", at("r2/root-cert.pem"))
 	pkiMust(t, "gen-intermediate", "c2", "--root", at("r2"), "--out", at("d2"), "--trust", at("r1/root-cert.pem"), "--trust", at("r1/root-cert.pem"))
 	pkiMust(t, "verify", at("d1"), "--against", at("d2"))
+
+	// A rotation: the bundle of both roots is there before the new intermediate, which leaves it as it is to the byte, whichever root signs.
+	both := contents(t, at("r1"))["root-cert.pem"] + contents(t, at("r2"))["root-cert.pem"]
+	if err := os.WriteFile(at("both.pem"), []byte(both), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, root := range []string{"r1", "r2"} {
+		pkiMust(t, "gen-intermediate", "c1", "--root", at(root), "--out", at("by-"+root), "--trust", at("both.pem"))
+		if contents(t, at("by-"+root))["root-cert.pem"] != both {
+			t.Errorf("signed by %s: the bundle is another one", root)
+		}
+	}
+	pkiMust(t, "verify", at("by-r1"), "--against", at("by-r2"))
 }
 
 // TestPKIWritesAllOrNothing: nothing is overwritten unless asked, and a refusal or a failure leaves every file as it was.
