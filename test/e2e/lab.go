@@ -26,7 +26,8 @@ type Lab struct {
 }
 
 // Up brings a lab of its own up, or joins the running one whose state directory AMBIT_E2E_STATE names (for working on scenarios).
-func Up(ctx context.Context) (*Lab, error) {
+// args are further arguments of lab up.
+func Up(ctx context.Context, args ...string) (*Lab, error) {
 	root, err := repository()
 	if err != nil {
 		return nil, err
@@ -38,7 +39,7 @@ func Up(ctx context.Context) (*Lab, error) {
 		}
 		l.owned = true
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(root, "bin", "lab"), "up", "--state", l.State)
+	cmd := exec.CommandContext(ctx, filepath.Join(root, "bin", "lab"), append([]string{"up", "--state", l.State}, args...)...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = root, os.Stderr, os.Stderr
 	if err := cmd.Run(); err != nil {
 		l.Down()
@@ -47,11 +48,11 @@ func Up(ctx context.Context) (*Lab, error) {
 	return l, nil
 }
 
-// Main runs a package's scenarios on one lab, which it puts into *lab.
-func Main(m *testing.M, lab **Lab) {
+// Main runs a package's scenarios on one lab, which it puts into *lab; args are further arguments of lab up.
+func Main(m *testing.M, lab **Lab, args ...string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
-	l, err := Up(ctx)
+	l, err := Up(ctx, args...)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -85,7 +86,13 @@ type Result struct {
 // Try runs a bash script as a person would who typed the export line that `make lab` prints; a script that takes longer than two minutes is killed.
 func (l *Lab) Try(t testing.TB, script string) Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // not the test's: clean-ups run scripts too
+	return l.TryFor(t, 2*time.Minute, script)
+}
+
+// TryFor is Try with another limit.
+func (l *Lab) TryFor(t testing.TB, limit time.Duration, script string) Result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit) // not the test's: clean-ups run scripts too
 	defer cancel()
 	var out, errs bytes.Buffer
 	cmd := exec.CommandContext(ctx, "bash", "-euo", "pipefail", "-c", script)

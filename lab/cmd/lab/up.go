@@ -38,8 +38,11 @@ func upCommand(open func() (state.Dir, error)) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if t := state.Trust(o.trust); t != state.TrustShared && t != state.TrustSeparate {
-				return fmt.Errorf("--trust %q: want shared or separate", o.trust)
+			switch t := state.Trust(o.trust); {
+			case t != state.TrustShared && t != state.TrustSeparate && t != state.TrustPolicy:
+				return fmt.Errorf("--trust %q: want shared, separate or policy", o.trust)
+			case t == state.TrustPolicy && o.noMgmt:
+				return errors.New("--trust policy needs the management plane: leave --no-mgmt out")
 			}
 			if o.secretTTL != 0 && o.secretTTL < 10*time.Second {
 				return fmt.Errorf("--secret-ttl %s: want at least 10s", o.secretTTL)
@@ -52,7 +55,7 @@ func upCommand(open func() (state.Dir, error)) *cobra.Command {
 	cmd.Flags().BoolVar(&o.oneProcess, "one-process", false, "run all control planes in one process: less memory, but none can be stopped alone")
 	cmd.Flags().BoolVar(&o.noMgmt, "no-mgmt", false, "do not install the management plane")
 	cmd.Flags().StringVar(&o.trust, "trust", string(state.TrustShared),
-		"where the istiods have their CA from: shared (intermediates under one root of the lab) or separate (each makes a root: no cluster trusts another)")
+		"where the istiods have their CA from: shared (intermediates under one root of the lab), separate (each makes a root: no cluster trusts another) or policy (a RootTrustPolicy: the management plane issues them)")
 	cmd.Flags().DurationVar(&o.secretTTL, "secret-ttl", 0, "life of workload certificates (SECRET_TTL); istio's default of 24h when not given")
 	return cmd
 }

@@ -147,7 +147,7 @@ func Ztunnel(src Sources, cluster string, secretTTL time.Duration) ([]*unstructu
 	values := map[string]any{
 		"profile": "ambient", "hub": "docker.io/istio", "tag": IstioTag, "variant": "", "network": cluster, "imagePullPolicy": "IfNotPresent",
 		"multiCluster":                  map[string]any{"clusterName": cluster},
-		"terminationGracePeriodSeconds": 8,
+		"terminationGracePeriodSeconds": 25,
 		"resources":                     map[string]any{"requests": map[string]any{"cpu": "10m", "memory": "64Mi"}},
 	}
 	if secretTTL > 0 {

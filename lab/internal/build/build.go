@@ -1,6 +1,6 @@
 // Package build makes the lab's heavy binaries from Go modules, once.
 //
-// In: the modules lab/kube and lab/istio of this repository, the Go toolchain and a
+// In: the modules lab/kube, lab/istio and lab/vault of this repository, the Go toolchain and a
 // cache folder. Out: paths of complete binaries, charts and CRDs in that cache. It
 // must not leave anything half-built where a reader would look, must not build the
 // same thing twice at a time, and must not change the repository.
@@ -27,6 +27,8 @@ const (
 	Kube Target = "kube"
 	// Istio is istiod, with the charts and CRDs that fit it.
 	Istio Target = "istio"
+	// Vault is a Vault server, for tests of the driver. Built only when asked for.
+	Vault Target = "vault"
 )
 
 // Options say what to build, from where to where.
@@ -39,7 +41,7 @@ type Options struct {
 	// Progress gets lines for people, without a line end; nil means none. It is not
 	// called when everything is in the cache.
 	Progress func(format string, args ...any)
-	// Targets are what to build; empty means all.
+	// Targets are what to build; empty means what the lab runs, Kube and Istio.
 	Targets []Target
 }
 
@@ -61,6 +63,8 @@ type Binaries struct {
 	IstioDir string
 	// GatewayAPIDir holds config/crd/standard and config/crd/experimental.
 	GatewayAPIDir string
+	// Vault is the program of lab/vault.
+	Vault string
 }
 
 // DefaultCacheDir is $AMBIT_LAB_CACHE, or else the folder ambit-lab in the user's
@@ -123,6 +127,8 @@ func (b *Binaries) set(t Target, dir string) {
 	case Istio:
 		b.Istiod = filepath.Join(dir, "istiod")
 		b.IstioDir, b.GatewayAPIDir = filepath.Join(dir, "istio"), filepath.Join(dir, "gateway-api")
+	case Vault:
+		b.Vault = filepath.Join(dir, "vault")
 	}
 }
 

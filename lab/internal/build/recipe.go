@@ -69,6 +69,7 @@ func recipes(root string) map[Target]recipe {
 				{"sigs.k8s.io/gateway-api", "config/crd", "gateway-api/config/crd"},
 			},
 		},
+		Vault: {name: "vault", module: filepath.Join(root, "lab", "vault"), pkg: ".", out: "vault", cpuSeconds: 300},
 	}
 }
 

@@ -154,6 +154,11 @@ func (d *daemon) bringUp(ctx, units context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	if d.lab.Trust == state.TrustPolicy && plane.wanted {
+		if err := plane.Trust(ctx, func(how string) { d.progress.step("", how) }); err != nil {
+			return err
+		}
+	}
 	d.progress.add(KindReady, "", "all healthy")
 	return nil
 }

@@ -62,6 +62,7 @@ type Trust string
 const (
 	TrustShared   Trust = "shared"   // intermediates under one root of the lab, plugged in by hand
 	TrustSeparate Trust = "separate" // each istiod makes a root of its own
+	TrustPolicy   Trust = "policy"   // the management plane issues intermediates, as a RootTrustPolicy says
 )
 
 // Process identifies a process beyond the life of its number.

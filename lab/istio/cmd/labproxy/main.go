@@ -133,7 +133,7 @@ func runZtunnel(ctx context.Context, cfg config, log *slog.Logger) error {
 // How a gateway ends: it is taken out of its Service first, then it finishes.
 const (
 	noticeTime = 2 * time.Second
-	drainTime  = 5 * time.Second
+	drainTime  = 20 * time.Second
 )
 
 func runGateway(ctx context.Context, cfg config, log *slog.Logger) error {

@@ -79,7 +79,7 @@ func (z *Ztunnel) Store() *wds.Store { return z.store }
 // drainTime is how long open connections may go on after the end; shorter than
 // the Pod's grace period. New ones wait in the sockets, which are the node's, for
 // the next ztunnel.
-const drainTime = 4 * time.Second
+const drainTime = 20 * time.Second
 
 // Run serves the node's Pods until ctx ends and their connections have.
 func (z *Ztunnel) Run(ctx context.Context) error {
