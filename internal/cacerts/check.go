@@ -104,7 +104,14 @@ func checkFiles(files map[string][]byte, now time.Time) error {
 		return fmt.Errorf("%s does not verify by %s: %w", caCertFile, rootFile, err)
 	}
 	if crl, ok := files[crlFile]; ok {
-		return checkCRLs(crl, chain)
+		if err := checkCRLs(crl, chain); err != nil {
+			return err
+		}
+	}
+	for _, p := range pki.VerifyCACerts(files, now) {
+		if p.Fatal {
+			return fmt.Errorf("%s: %s; %s", p.File, p.Message, p.Fix)
+		}
 	}
 	return nil
 }

@@ -182,6 +182,11 @@ func TestCheckFiles(t *testing.T) {
 	if files, _ := made(); checkFiles(files, now) != nil {
 		t.Fatal(checkFiles(files, now))
 	}
+	narrowKey, narrowPEM, err := newKey("ECDSA-P256")
+	if err != nil {
+		t.Fatal(err)
+	}
+	narrow := sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "c1"}, MaxPathLenZero: true, NotAfter: now.Add(time.Hour), ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, narrowKey.Public(), r1)
 	_, otherKey, err := newKey("ECDSA-P256")
 	if err != nil {
 		t.Fatal(err)
@@ -197,7 +202,11 @@ func TestCheckFiles(t *testing.T) {
 		"two signers":                      func(f map[string][]byte) { f[caCertFile] = append(bytes.Clone(f[caCertFile]), pemOf(r1.cert)...) },
 		"the signer's own list is missing": func(f map[string][]byte) { f[crlFile] = list(t, r1) },
 		"a list that is none":              func(f map[string][]byte) { f[crlFile] = append(bytes.Clone(f[crlFile]), "x"...) },
-		"it has ended":                     nil,
+		"extended key usages that istiod refuses": func(f map[string][]byte) {
+			f[caCertFile], f[chainFile], f[caKeyFile] = pemOf(narrow), pemOf(narrow), narrowPEM
+			delete(f, crlFile)
+		},
+		"it has ended": nil,
 	} {
 		files, _ := made()
 		at := now

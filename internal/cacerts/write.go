@@ -13,18 +13,19 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/pki"
 )
 
 // Files of a plugged-in CA, as istiod wants them (istio: security/pkg/pki/ca). Where tls.crt is there too, it wins.
 const (
-	caCertFile   = "ca-cert.pem"
-	caKeyFile    = "ca-key.pem"
-	chainFile    = "cert-chain.pem"
-	rootFile     = "root-cert.pem"
-	crlFile      = "ca-crl.pem"
-	tlsCert      = "tls.crt"
-	tlsKey       = "tls.key"
-	tlsAuthority = "ca.crt"
+	caCertFile   = pki.FileCACert
+	caKeyFile    = pki.FileCAKey
+	chainFile    = pki.FileCertChain
+	rootFile     = pki.FileRootCert
+	crlFile      = pki.FileCRL
+	tlsCert      = pki.FileTLSCert
+	tlsKey       = pki.FileTLSKey
+	tlsAuthority = pki.FileTLSRoot
 	tlsType      = "kubernetes.io/tls"
 )
 
