@@ -36,7 +36,6 @@ type local struct {
 type state struct {
 	global uint16
 	want   wanted
-	tick   uint8
 	gone   uint8 // crashes so far
 	asked  uint8 // rollbacks and fences asked for or taken back
 	c      [3]local
@@ -60,7 +59,6 @@ type obsKey struct {
 type memoKey struct {
 	global uint16
 	want   wanted
-	tick   uint8
 	c      [3][5]uint16
 	flags  [3]bool
 }
@@ -171,7 +169,7 @@ func (u *universe) build(c int, n uint16) *mesh.TrustObservation {
 	for i := range u.replicas {
 		m := u.mats[k.istiod[i]]
 		o.Istiods = append(o.Istiods, mesh.IstiodProbe{
-			Pod: fmt.Sprint("istiod-", i), Version: version, MultiRoot: u.hot, MaxLeafTTL: int64(8 * tick / time.Second), Signer: signer(m), Roots: u.roots(c, m.bundle), Serving: []mesh.Fingerprint{signer(m)},
+			Pod: fmt.Sprint("istiod-", i), Version: version, MultiRoot: u.hot, MaxLeafTTL: int64(4 * tick / time.Second), Signer: signer(m), Roots: u.roots(c, m.bundle), Serving: []mesh.Fingerprint{signer(m)},
 		})
 	}
 	o.ConfigMaps = []mesh.BundleGroup{{Roots: u.roots(c, u.bundles.text[k.maps]), Count: 1}}
@@ -203,7 +201,7 @@ func (u *universe) verifierGroup(c, i int, m material) mesh.VerifierGroup {
 
 // next asks the real Next.
 func (u *universe) next(s *state) outcome {
-	key := memoKey{global: s.global, want: s.want, tick: s.tick}
+	key := memoKey{global: s.global, want: s.want}
 	for c := range u.clusters {
 		l := &s.c[c]
 		key.c[c] = [5]uint16{l.member, l.issued, l.kept, l.obs, 0}
@@ -247,11 +245,18 @@ func (u *universe) next(s *state) outcome {
 	return o
 }
 
-func (u *universe) now(s *state) time.Time {
-	if u.ticks == 0 {
-		return epoch
+// now is always the same: when time passes, what is remembered of it moves back instead, so that there is no end to it and yet no end of states.
+func (u *universe) now(*state) time.Time { return epoch }
+
+// older moves a member's memory of time back by a tick; what is very old stays.
+func (u *universe) older(id uint16) uint16 {
+	number, rest, _ := strings.Cut(u.members.text[id], " ")
+	m := fromJSON[Member](rest)
+	if m.Ready.IsZero() || !m.Ready.After(epoch.Add(-6*tick)) {
+		return id
 	}
-	return epoch.Add(time.Duration(s.tick) * tick)
+	m.Ready = m.Ready.Add(-tick)
+	return u.members.id(number + " " + mustJSON(m))
 }
 
 // inputs are the arguments of Next in a state.
@@ -360,12 +365,12 @@ func (u *universe) harm(s *state) string {
 }
 
 // dead: its leaf has run out.
-func (u *universe) dead(l *local, i int) bool { return u.ticks > 0 && l.age[i] >= u.life(i) }
+func (u *universe) dead(l *local, i int) bool { return u.time && l.age[i] >= u.life(i) }
 
 // life of a leaf in ticks: one that can't be probed has the longest that istiod grants.
 func (u *universe) life(i int) uint8 {
 	if u.silent && i == u.verifiers-1 {
-		return 8
+		return 4
 	}
-	return 4
+	return 2
 }

@@ -56,6 +56,8 @@ func TestModelSecretRewritten(t *testing.T) {
 }
 
 func TestModelTime(t *testing.T) { // leaves grow old, a verifier can't be seen, files lag
-	check(t, setup{clusters: 1, replicas: 1, verifiers: 2, hot: true, ticks: 32, silent: true, maxStates: 150e3, deep: true})
-	check(t, setup{clusters: 1, replicas: 1, verifiers: 1, hot: true, ticks: 10, files: true, maxStates: 100e3, deep: true})
+	check(t, setup{clusters: 2, replicas: 1, verifiers: 2, hot: true, time: true, silent: true, maxStates: 50e3, deep: true})
+	check(t, setup{clusters: 1, replicas: 2, verifiers: 2, hot: true, time: true, silent: true})
+	check(t, setup{clusters: 1, replicas: 1, verifiers: 2, hot: true, time: true, silent: true, rollback: true, acts: 2})
+	check(t, setup{clusters: 1, replicas: 2, verifiers: 1, hot: true, time: true, files: true, rollback: true, acts: 1})
 }

@@ -51,7 +51,7 @@ func TestMutantT3ConfigMapsNotAsked(t *testing.T) {
 }
 
 func TestMutantT3FilesNotWaitedFor(t *testing.T) {
-	mutant(t, ruleFiles, setup{clusters: 1, replicas: 1, verifiers: 1, hot: true, ticks: 6, files: true}, false)
+	mutant(t, ruleFiles, setup{clusters: 1, replicas: 1, verifiers: 1, hot: true, time: true, files: true}, false)
 }
 
 func TestMutantT4SecretInsteadOfIstiod(t *testing.T) {
@@ -75,11 +75,11 @@ func TestMutantT7LateLeaf(t *testing.T) {
 }
 
 func TestMutantT7UnseenNotWaitedFor(t *testing.T) {
-	mutant(t, ruleBound, setup{clusters: 1, replicas: 1, verifiers: 2, hot: true, ticks: 28, silent: true}, false)
+	mutant(t, ruleBound, setup{clusters: 1, replicas: 1, verifiers: 2, hot: true, time: true, silent: true}, false)
 }
 
 func TestMutantT7UsualLeafOnly(t *testing.T) {
-	mutant(t, ruleLongest, setup{clusters: 1, replicas: 1, verifiers: 2, hot: true, ticks: 28, silent: true}, false)
+	mutant(t, ruleLongest, setup{clusters: 1, replicas: 1, verifiers: 2, hot: true, time: true, silent: true}, false)
 }
 
 func TestMutantT8SameName(t *testing.T) {

@@ -147,8 +147,8 @@ func (x *search) successors(s state, n int32) {
 			x.add(t, n)
 		}
 	}
-	if int(s.tick) < x.ticks {
-		x.time(s, n)
+	if x.time {
+		x.pass(s, n)
 	}
 	for c := range x.clusters {
 		if c > 0 && s.c[c] == s.c[c-1] && (!x.canary || c != 1) {
@@ -187,11 +187,11 @@ func (x *search) people(s state, n int32) {
 	}
 }
 
-// time passes; leaves grow old. What is a file must have followed its ConfigMap.
-func (x *search) time(s state, n int32) {
-	s.tick++
+// pass: time passes; leaves grow old. What is a file must have followed its ConfigMap.
+func (x *search) pass(s state, n int32) {
 	for c := range x.clusters {
 		l := &s.c[c]
+		l.member = x.older(l.member)
 		if x.files && l.hooks != l.maps {
 			return
 		}
@@ -357,13 +357,13 @@ func (x *search) observe(s state, c int, n int32) {
 	if t.c[c].obs == l.obs {
 		return
 	}
-	if x.without&(ruleApplied|ruleReachable) == 0 && x.useless(&s, &t, c) {
+	if !x.time && x.without&(ruleApplied|ruleReachable) == 0 && x.useless(&s, &t, c) {
 		return
 	}
 	x.add(t, n)
 }
 
-// useless reports whether the hub can do nothing with an observation that it could not do with the one before, now or later: the cluster is blocked by it, and nothing else comes of it. It
+// useless reports whether the hub can do nothing with an observation that it could not do with the one before, now or later: the cluster is blocked by it, and nothing else comes of it. Where there is no time it
 // can't be of use later, since it counts for the directive it was made under, and a phase that ends changes the directive.
 func (x *search) useless(s, t *state, c int) bool {
 	a, b := x.next(s), x.next(t)
@@ -419,6 +419,9 @@ func (x *search) help(s state) state {
 		}
 		x.restartAll(c, l)
 		l.obs, l.pend = x.observation(x.key(l)), 0
+		if x.time {
+			l.member = x.older(l.member)
+		}
 	}
 	return x.hub(s)
 }
@@ -445,7 +448,7 @@ func (x *search) end(s *state) (bool, string) {
 func (x *search) show(s *state) string {
 	var b strings.Builder
 	r, want, fleet := x.inputs(s)
-	fmt.Fprintf(&b, "phase %s back=%t far=%s tick=%d want=%b\n", r.Phase, r.Back, r.Far, s.tick, s.want)
+	fmt.Fprintf(&b, "phase %s back=%t far=%s want=%b\n", r.Phase, r.Back, r.Far, s.want)
 	for c := range x.clusters {
 		l := &s.c[c]
 		m := func(n uint16) string { return x.materials.text[n] }
@@ -502,11 +505,9 @@ func check(t *testing.T, s setup) {
 			whole = fmt.Sprintf("%d of more, depth first with leaps", limit)
 		}
 	}
-	if s.ticks == 0 {
-		for _, st := range x.order {
-			if ok, why := x.finishes(st); !ok {
-				t.Fatalf("a helpful world does not finish from:\n%s\nbut ends in:\n%s", x.show(&st), why)
-			}
+	for _, st := range x.order {
+		if ok, why := x.finishes(st); !ok {
+			t.Fatalf("a helpful world does not finish from:\n%s\nbut ends in:\n%s", x.show(&st), why)
 		}
 	}
 	reached := map[string]bool{}

@@ -115,7 +115,7 @@ type setup struct {
 	rollback  bool // a rollback may be asked for, and taken back, at any moment
 	acts      int  // so often people may do either
 	foreign   bool // somebody puts the first cacerts back, before the first barrier
-	ticks     int  // time passes, at most so often
+	time      bool // it passes
 	files     bool // a ConfigMap becomes a file within a tick
 	silent    bool // the last verifier can't be probed
 	maxStates int
@@ -126,7 +126,7 @@ func (s setup) String() string {
 	var on []string
 	for name, b := range map[string]bool{
 		"multi-root off": !s.hot, "bytes compared": s.bytes, "autoRestartPods": s.restart, "canary": s.canary, "webhooks": s.webhooks, "probes take time": s.split,
-		"crashes": s.crashes > 0, "away": s.away > 0, "fences": s.fence, "rollbacks": s.rollback, "time": s.ticks > 0, "joins": len(s.own) > 0, "one root": s.shared,
+		"crashes": s.crashes > 0, "away": s.away > 0, "fences": s.fence, "rollbacks": s.rollback, "time": s.time, "joins": len(s.own) > 0, "one root": s.shared,
 	} {
 		if b {
 			on = append(on, name)
@@ -136,7 +136,7 @@ func (s setup) String() string {
 	return fmt.Sprintf("%d clusters of %d istiods and %d verifiers; %s", s.clusters, s.replicas, s.verifiers, strings.Join(on, ", "))
 }
 
-const tick = 6 * time.Hour // of the model with time: a leaf lives 4 ticks
+const tick = 12 * time.Hour // of the model with time: a leaf lives 2 ticks
 
 // universe holds what states refer to by number: certificates, observations, directives. Numbers of cluster things are relative to the cluster, so that clusters may change places.
 type universe struct {
@@ -359,7 +359,7 @@ func (u *universe) memberID(c int, m Member) uint16 {
 		}
 	}
 	m.Directed = mesh.Fingerprint{}
-	if u.ticks == 0 { // nothing is asked of time
+	if !u.time { // nothing is asked of time
 		m.Ready, m.ReadyFor = time.Time{}, ""
 	}
 	return u.members.id(fmt.Sprintf("%d %s", n, mustJSON(m)))
