@@ -55,6 +55,8 @@ type mark struct {
 type capture struct {
 	message []byte
 	files   []*os.File // the Pod's network namespace, its inbound and its outbound listener
+	// fds are the files' numbers, taken once: File.Fd makes a socket blocking, also for those who have been handed it and wait in the poller.
+	fds []int
 }
 
 type ambientMessage struct {
@@ -107,7 +109,7 @@ func (a *ambient) feed(ctx context.Context, c *net.UnixConn) {
 	a.mu.Lock()
 	a.peers[c] = true
 	for _, cap := range a.captured {
-		a.tell(c, cap.message, cap.files)
+		a.tell(c, cap.message, cap.fds)
 	}
 	a.mu.Unlock()
 	_, _ = c.Read(make([]byte, 1)) // it never says anything: this returns when it has gone
@@ -118,11 +120,7 @@ func (a *ambient) feed(ctx context.Context, c *net.UnixConn) {
 }
 
 // tell sends one message; a peer that does not take it is cut off, and comes again for everything. a.mu is held.
-func (a *ambient) tell(c *net.UnixConn, message []byte, files []*os.File) {
-	fds := make([]int, len(files))
-	for i, f := range files {
-		fds[i] = int(f.Fd())
-	}
+func (a *ambient) tell(c *net.UnixConn, message []byte, fds []int) {
 	_ = c.SetWriteDeadline(time.Now().Add(5 * time.Second))
 	if _, _, err := c.WriteMsgUnix(message, unix.UnixRights(fds...), nil); err != nil {
 		a.n.log.Warn("ztunnel does not take a Pod", "err", err)
@@ -190,9 +188,12 @@ func (a *ambient) add(p *pod, ns *os.File) error {
 	if c.message, err = json.Marshal(m); err != nil {
 		return fail(err)
 	}
+	for _, f := range c.files {
+		c.fds = append(c.fds, int(f.Fd()))
+	}
 	a.captured[p.uid] = c
 	for peer := range a.peers {
-		a.tell(peer, c.message, c.files)
+		a.tell(peer, c.message, c.fds)
 	}
 	a.mark(api, `"enabled"`)
 	return nil

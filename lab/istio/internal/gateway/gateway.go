@@ -10,6 +10,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -66,6 +67,9 @@ func (g *Gateway) Open(ctx context.Context, r hbone.Request) (*hbone.Stream, err
 		return nil, err
 	}
 	t, err := hbone.Connect(ctx, dial, config, target)
+	if refused, ok := errors.AsType[*hbone.RefusedError](err); ok { // the destination's word is passed on
+		return nil, &hbone.Refusal{Status: refused.Status, Reason: refused.Reason}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -44,7 +44,7 @@ func (z *Ztunnel) serveOutbound(ctx context.Context, p *pod, l net.Listener, log
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
 	defer stop()
-	if err := srv.Serve(l); err != nil && ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {
+	if err := srv.Serve(l); err != nil && ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		log.Error("outbound ended", "error", err)
 	}
 }
