@@ -185,21 +185,9 @@ func (c *cluster) leader(ctx context.Context, namespace string) (string, error) 
 
 // fetchSnapshot asks the leading management server for its snapshot.
 func (c *cluster) fetchSnapshot(ctx context.Context, namespace string) (*savedSnapshot, []byte, error) {
-	pod, err := c.leader(ctx, namespace)
+	raw, pod, err := c.askLeader(ctx, namespace, "/snapshot", "snapshot")
 	if err != nil {
 		return nil, nil, err
-	}
-	older := fmt.Errorf("context %q: the management server (Pod %s/%s) serves no snapshot on port %d: it is older than this meshctl. Upgrade it: meshctl install --kubecontext %s", c.Context, namespace, pod, snapshotPort, c.Context)
-	status, raw, err := c.getFromPod(ctx, namespace, pod, snapshotPort, "/snapshot")
-	switch {
-	case errors.Is(err, errMayNotForward):
-		return nil, nil, forbidden(c.Context, []need{{[]string{"create"}, "", "pods/portforward", namespace}})
-	case errors.Is(err, errNoListener), status == http.StatusNotFound:
-		return nil, nil, older
-	case err != nil:
-		return nil, nil, c.says(fmt.Sprintf("read the snapshot from Pod %s/%s", namespace, pod), err)
-	case status != http.StatusOK:
-		return nil, nil, fmt.Errorf("context %q: the management server (Pod %s/%s) has no snapshot to give: %s: %s", c.Context, namespace, pod, http.StatusText(status), oneLine(string(raw), 200))
 	}
 	s, err := parseSnapshot(raw)
 	if err != nil {
@@ -207,4 +195,23 @@ func (c *cluster) fetchSnapshot(ctx context.Context, namespace string) (*savedSn
 	}
 	s.from = "the management server of context " + c.Context
 	return s, raw, nil
+}
+
+// askLeader gets a path of the leading management server's snapshot port; what is its name for people.
+func (c *cluster) askLeader(ctx context.Context, namespace, path, what string) (raw []byte, pod string, err error) {
+	if pod, err = c.leader(ctx, namespace); err != nil {
+		return nil, "", err
+	}
+	status, raw, err := c.getFromPod(ctx, namespace, pod, snapshotPort, path)
+	switch {
+	case errors.Is(err, errMayNotForward):
+		return nil, pod, forbidden(c.Context, []need{{[]string{"create"}, "", "pods/portforward", namespace}})
+	case errors.Is(err, errNoListener), status == http.StatusNotFound:
+		return nil, pod, fmt.Errorf("context %q: the management server (Pod %s/%s) serves no %s on port %d: it is older than this meshctl. Upgrade it: meshctl install --kubecontext %s", c.Context, namespace, pod, what, snapshotPort, c.Context)
+	case err != nil:
+		return nil, pod, c.says(fmt.Sprintf("read the %s from Pod %s/%s", what, namespace, pod), err)
+	case status != http.StatusOK:
+		return nil, pod, fmt.Errorf("context %q: the management server (Pod %s/%s) has no %s to give: %s: %s", c.Context, namespace, pod, what, http.StatusText(status), oneLine(string(raw), 200))
+	}
+	return raw, pod, nil
 }
