@@ -12,7 +12,7 @@ TOOLS    := $(BIN)/tools
 LAB      := $(BIN)/lab
 STATE    ?= $(CURDIR)/.lab
 # Modules of this repository, each with its own go.mod, so that the product's stays lean.
-MODULES  := . lab lab/kube lab/istio tools
+MODULES  := . lab lab/kube lab/istio lab/vault tools
 # LAB_CLUSTERS=n is the number of workload clusters (default 4, the last one unregistered).
 LAB_UP   := --state $(STATE) --trust policy $(if $(LAB_CLUSTERS),--clusters $(LAB_CLUSTERS)) $(LAB_FLAGS)
 export CGO_ENABLED := 0
@@ -49,21 +49,24 @@ test: ## everything: verify, unit, lab and end-to-end tests, side by side where 
 	@hack/prerequisites.sh
 	@hack/test.sh
 
-unit: assets ## the product's own tests, on a real API server where they need one
-	@KUBEBUILDER_ASSETS=$$($(LABBUILD) assets) go test ./api/... ./charts/... ./cmd/... ./internal/... ./test/kubetest/...
+unit: assets counterparts ## the product's own tests, on a real API server where they need one
+	@KUBEBUILDER_ASSETS=$$($(LABBUILD) assets) AMBIT_TEST_VAULT=$$($(LABBUILD) vault) go test ./api/... ./charts/... ./cmd/... ./internal/... ./test/kubetest/...
 
 LABBUILD := $(BIN)/labbuild
-.PHONY: $(LABBUILD) assets lab-binaries
+.PHONY: $(LABBUILD) assets counterparts lab-binaries
 $(LABBUILD):
 	@cd lab && go build -trimpath -o $(LABBUILD) ./cmd/labbuild
 assets: $(LABBUILD) ## kube-apiserver, etcd and kubectl, built from Go modules once
 	@$(LABBUILD) assets >/dev/null
+counterparts: $(LABBUILD) ## what only tests run, built from Go modules once: a Vault server
+	@$(LABBUILD) vault >/dev/null
 lab-binaries: $(LABBUILD) ## everything the lab runs, built from Go modules once
 	@$(LABBUILD) all >/dev/null
 
 lab-test: lab-binaries ## the lab's own tests
 	@cd lab && go test -count=1 ./...
 	@cd lab/kube && go vet ./...
+	@cd lab/vault && go vet ./...
 	@cd lab/istio && go test -count=1 ./...
 
 e2e: build lab-binaries ## numbered scenarios against the whole lab

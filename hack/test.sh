@@ -18,7 +18,7 @@ progress() { while sleep 60; do (cd "$logs" && for n in *.running; do [ -e "$n" 
 progress & watcher=$!
 
 echo "== binaries of the lab (built once per version, then cached)"
-make --no-print-directory lab-binaries || { echo "== binaries of the lab: FAILED"; kill $watcher; exit 1; }
+make --no-print-directory lab-binaries counterparts || { echo "== binaries of the lab: FAILED"; kill $watcher; exit 1; }
 start verify make --no-print-directory verify
 finish verify
 start unit make --no-print-directory unit

@@ -25,7 +25,7 @@ const (
 	vaultTimeout = 10 * time.Second // for all requests of one question
 	vaultAtOnce  = 8                // questions to one Vault
 	// vaultBackdate: clocks differ (facts: T15).
-	vaultBackdate = "10m"
+	vaultBackdate = 10 * time.Minute
 )
 
 // Vault is a PKI secrets engine of Vault. It signs by sign-intermediate; a key is never made there.
@@ -96,10 +96,11 @@ func (v *vault) SignIntermediate(ctx context.Context, r Request) (Answer, error)
 	if mesh.ParseVaultPath(v.SignPath).Call == mesh.VaultSignRole {
 		path = v.SignPath
 	}
-	raw, err := v.write(ctx, path, signBody(r))
+	body := signBody(r, i, v.Now())
+	raw, err := v.write(ctx, path, body)
 	if refused(err) && v.SignPath != "" && v.SignPath != path { // its policy may allow only the path that people wrote
 		path = v.SignPath
-		raw, err = v.write(ctx, path, signBody(r))
+		raw, err = v.write(ctx, path, body)
 	}
 	if err != nil {
 		return Answer{}, err
@@ -138,8 +139,14 @@ func (v *vault) hint() string {
 	return fmt.Sprintf("use %s/root/sign-intermediate or %s/issuer/ID/sign-intermediate as csrPath", v.Mount, v.Mount)
 }
 
-// signBody asks for exactly the subject: Vault takes none from the request.
-func signBody(r Request) map[string]any {
+// signBody asks for exactly the subject: Vault takes none from the request. What begins before its issuer Vault refuses (its own default is 30 s before now); what ends after
+// it, sign-intermediate grants.
+func signBody(r Request, i vaultIssuer, now time.Time) map[string]any {
+	backdate := max(min(vaultBackdate, now.Sub(i.chain[0].NotBefore)/2), 30*time.Second)
+	ttl := r.TTL
+	for _, above := range i.chain {
+		ttl = min(ttl, above.NotAfter.Sub(now))
+	}
 	uris := make([]string, 0, len(r.URIs))
 	for _, u := range r.URIs {
 		uris = append(uris, u.String())
@@ -149,7 +156,7 @@ func signBody(r Request) map[string]any {
 		"csr":         string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: r.CSR})),
 		"common_name": s.CommonName, "organization": s.Organization, "ou": s.OrganizationalUnit, "country": s.Country, "province": s.Province, "locality": s.Locality,
 		"serial_number": s.SerialNumber, "uri_sans": strings.Join(uris, ","), "exclude_cn_from_sans": true, "max_path_length": 0,
-		"ttl": fmt.Sprintf("%ds", int(r.TTL.Seconds())), "not_before_duration": vaultBackdate, "format": "pem",
+		"ttl": fmt.Sprintf("%ds", int(ttl.Seconds())), "not_before_duration": fmt.Sprintf("%ds", int(backdate.Seconds())), "format": "pem",
 	}
 }
 
@@ -175,6 +182,9 @@ func (v *vault) issuerFor(ctx context.Context, root mesh.Fingerprint) (vaultIssu
 func (v *vault) issuer(ctx context.Context, ref string) (vaultIssuer, error) {
 	path := v.Mount + "/issuer/" + ref + "/json"
 	raw, err := v.read(ctx, path)
+	if refused(err) { // anybody may read it: this is how Vault says that it is not there
+		err = &Misconfigured{Detail: fmt.Sprintf("Vault %s: there is no issuer %q at mount %q", v.Server, ref, v.Mount), Fix: "is the mount right, and the namespace? `vault secrets list` tells; it has to be a pki engine of Vault 1.11 or newer", Err: err}
+	}
 	if err != nil {
 		return vaultIssuer{}, err
 	}

@@ -236,6 +236,7 @@ func (v *vault) failure(path string, resp *vaultapi.Response, err error) error {
 		return &Unavailable{Detail: what, Err: err}
 	}
 	said := strings.Join(e.Errors, "; ")
+	err = &vaultSaid{e, said}
 	switch code := e.StatusCode; {
 	case code == http.StatusForbidden:
 		return &Refused{Detail: what, Err: err}
@@ -249,6 +250,15 @@ func (v *vault) failure(path string, resp *vaultapi.Response, err error) error {
 		return &Refused{Detail: what, Err: err}
 	}
 }
+
+// vaultSaid is an answer of Vault on one line, without the URL.
+type vaultSaid struct {
+	*vaultapi.ResponseError
+	text string
+}
+
+func (e *vaultSaid) Error() string { return fmt.Sprintf("%d: %.300s", e.StatusCode, e.text) }
+func (e *vaultSaid) Unwrap() error { return e.ResponseError }
 
 // retryAfter reads the header of that name, in seconds, at most ten minutes.
 func retryAfter(resp *vaultapi.Response) time.Duration {

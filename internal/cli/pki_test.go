@@ -135,6 +135,13 @@ func TestPKIDualTrust(t *testing.T) {
 	pkiMust(t, "gen-intermediate", "c2", "--root", at("r2"), "--out", at("d2"), "--trust", at("r1/root-cert.pem"), "--trust", at("r1/root-cert.pem"))
 	pkiMust(t, "verify", at("d1"), "--against", at("d2"))
 
+	// The root that signs comes first: istiod's metric of expiry shows the first only.
+	roots, err := pki.ParseCertificates([]byte(contents(t, at("d2"))["root-cert.pem"]))
+	signer, err2 := pki.ParseCertificates([]byte(contents(t, at("d2"))["ca-cert.pem"]))
+	if err != nil || err2 != nil || len(roots) != 2 || signer[0].CheckSignatureFrom(roots[0]) != nil {
+		t.Errorf("%d roots, %v, %v", len(roots), err, err2)
+	}
+
 	// A rotation: the bundle of both roots is there before the new intermediate, which leaves it as it is to the byte, whichever root signs.
 	both := contents(t, at("r1"))["root-cert.pem"] + contents(t, at("r2"))["root-cert.pem"]
 	if err := os.WriteFile(at("both.pem"), []byte(both), 0o600); err != nil {

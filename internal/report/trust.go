@@ -195,6 +195,9 @@ func rootStatuses(in *Trust) []adminv2.RootStatus {
 		add(&r.Current, adminv2.RootActive)
 		add(r.Incoming, adminv2.RootNext)
 	}
+	for i := range r.Passive {
+		add(&r.Passive[i], adminv2.RootPassive)
+	}
 	slices.SortStableFunc(out, func(a, b adminv2.RootStatus) int { return int(a.Generation - b.Generation) })
 	return out
 }

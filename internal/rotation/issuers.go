@@ -27,8 +27,11 @@ func NewIssuers(c client.Client, namespace string) *Issuers {
 	return &Issuers{client: c, namespace: namespace}
 }
 
-// rootSecret is where the key of a generated root is kept.
+// rootSecret is where the key of a generated root is kept. Passive ones have no generation: -1 is the first, -2 the second.
 func rootSecret(policy string, g mesh.Generation) string {
+	if g < 0 {
+		return fmt.Sprintf("%s-root-ca-passive-%d", policy, -g)
+	}
 	return fmt.Sprintf("%s-root-ca-g%d", policy, g)
 }
 

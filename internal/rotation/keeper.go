@@ -65,6 +65,7 @@ type Keeper struct {
 	signing  map[signKey]bool                              // under way
 	failures map[signKey]failure                           // of signing, by what was asked
 	roots    map[string]rootAnswer                         // by policy
+	passives map[string]rootAnswer                         // by policy and place in its list
 	told     map[string]adminv2.RotationRequestState       // verdicts written, by UID, until the cache shows them
 }
 
@@ -87,7 +88,7 @@ func New(cfg Config) *Keeper {
 	return &Keeper{
 		cfg: cfg, store: newStore(cfg.Client, cfg.Namespace), bell: make(chan struct{}, 1), free: make(chan struct{}, maxSigning),
 		inputs: map[string]trust.Input{}, statuses: map[mesh.ClusterName]*adminv2.ClusterCAStatus{}, signing: map[signKey]bool{},
-		failures: map[signKey]failure{}, roots: map[string]rootAnswer{}, told: map[string]adminv2.RotationRequestState{},
+		failures: map[signKey]failure{}, roots: map[string]rootAnswer{}, passives: map[string]rootAnswer{}, told: map[string]adminv2.RotationRequestState{},
 	}
 }
 
@@ -258,6 +259,7 @@ func (t *turn) take(ctx context.Context, snap *mesh.Snapshot) error {
 		Want:  wanted(p, requests, &rotation, authority, k.root(p.Source.Name, authority)),
 		Fleet: fleet(t.clusters, t.sessions, k.cfg.Board.look, k.store.cluster),
 	}
+	t.input.Want.Passive = k.passive(ctx, t, rotation.Passive)
 	if p.Invalid != "" { // whatever is in force stays in force
 		return t.report(ctx, &obj)
 	}

@@ -1,9 +1,10 @@
 // Command labbuild makes the lab's heavy binaries, if they are not in the cache, and
 // prints where they are.
 //
-// In: "assets" (only kube-apiserver, etcd and kubectl, for envtest) or "all". Out: one
-// line on standard output, the folder for KUBEBUILDER_ASSETS, or for "all" one line
-// NAME=PATH for each result; progress goes to standard error. It must print nothing
+// In: "assets" (only kube-apiserver, etcd and kubectl, for envtest), "vault" (a Vault
+// server, for tests) or "all" that the lab runs. Out: one line on standard output, the
+// folder for KUBEBUILDER_ASSETS or the path of Vault, or for "all" one line NAME=PATH for
+// each result; progress goes to standard error. It must print nothing
 // else on standard output, since scripts read it:
 //
 //	KUBEBUILDER_ASSETS=$(cd lab && go run ./cmd/labbuild assets) go test ./...
@@ -17,16 +18,17 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"ambitmesh.dev/ambit/lab/internal/build"
 )
 
-const usage = "usage: labbuild assets | all   (run it anywhere below the repository)"
+const usage = "usage: labbuild assets | vault | all   (run it anywhere below the repository)"
 
 func main() {
-	if len(os.Args) != 2 || (os.Args[1] != "assets" && os.Args[1] != "all") {
+	if len(os.Args) != 2 || !slices.Contains([]string{"assets", "vault", "all"}, os.Args[1]) {
 		fmt.Fprintln(os.Stderr, usage)
 		os.Exit(2)
 	}
@@ -54,15 +56,22 @@ func run(ctx context.Context, what string) error {
 	o := build.Options{Root: root, Progress: func(format string, args ...any) {
 		fmt.Fprintf(os.Stderr, "labbuild: "+format+"\n", args...)
 	}}
-	if what == "assets" {
+	switch what {
+	case "assets":
 		o.Targets = []build.Target{build.Kube}
+	case "vault":
+		o.Targets = []build.Target{build.Vault}
 	}
 	b, err := build.Ensure(ctx, o)
 	if err != nil {
 		return err
 	}
-	if what == "assets" {
+	switch what {
+	case "assets":
 		fmt.Fprintln(os.Stdout, b.Assets)
+		return nil
+	case "vault":
+		fmt.Fprintln(os.Stdout, b.Vault)
 		return nil
 	}
 	fmt.Fprintf(os.Stdout, "kube=%s\nassets=%s\nistiod=%s\nistio=%s\ngateway-api=%s\n", b.Kube, b.Assets, b.Istiod, b.IstioDir, b.GatewayAPIDir)
