@@ -84,11 +84,14 @@ func load(t *testing.T, from, to string, rate int, while time.Duration) func() r
 	}
 }
 
+// enough connections tell: a recipe that breaks trust loses one in twenty (Test07), while a slow machine makes fewer than it was asked for.
+const enough = 1_000
+
 // whole fails the test if a connection was lost, or if there were too few to tell.
-func (r result) whole(t *testing.T, least int) {
+func (r result) whole(t *testing.T) {
 	t.Helper()
-	if r.Denied+r.Failed > 0 || r.Allowed < least {
-		t.Errorf("%d allowed (want at least %d), %d denied, %d failed: %v", r.Allowed, least, r.Denied, r.Failed, r.Slips)
+	if r.Denied+r.Failed > 0 || r.Allowed < enough {
+		t.Errorf("%d allowed (want at least %d), %d denied, %d failed: %v", r.Allowed, enough, r.Denied, r.Failed, r.Slips)
 	}
 }
 
@@ -131,8 +134,8 @@ func Test03ARotationBreaksNoHandshake(t *testing.T) {
 	ask(t, "Rotate", "")
 	until(t, 3*time.Minute, "Steady ACCEPTED 2")
 	t.Logf("rotated in %s, with certificates that live for a minute", time.Since(began).Round(time.Second))
-	a().whole(t, 8_000)
-	b().whole(t, 2_500)
+	a().whole(t)
+	b().whole(t)
 	out := lab.Run(t, `for c in cluster-1 cluster-2 cluster-3; do kubectl --context mgmt -n gloo-mesh get kubernetescluster $c -o jsonpath='{.status.caStatus.rotation} {.status.caStatus.generation} {.status.caStatus.roots[*].generation}{"\n"}'; done`)
 	if out != strings.TrimSpace(strings.Repeat("Succeeded 2 2\n", 3)) {
 		t.Errorf("caStatus:\n%s", out)
@@ -159,7 +162,7 @@ func Test04KilledAtRandom(t *testing.T) {
 		time.Sleep(7 * time.Second)
 	}
 	until(t, 3*time.Minute, "Steady ACCEPTED 3")
-	a().whole(t, 5_000)
+	a().whole(t)
 }
 
 func Test05RollbackWhileSwitching(t *testing.T) {
@@ -170,8 +173,8 @@ func Test05RollbackWhileSwitching(t *testing.T) {
 	lab.Eventually(t, 2*time.Minute, stands, func(out string) bool { return strings.HasPrefix(out, "Switching ") })
 	ask(t, "Rollback", "")
 	until(t, 3*time.Minute, "Steady ACCEPTED 3")
-	a().whole(t, 5_000)
-	b().whole(t, 2_500)
+	a().whole(t)
+	b().whole(t)
 	if after := lab.Run(t, `kubectl --context mgmt -n gloo-mesh get roottrustpolicy root-trust-policy -o jsonpath='{.status.roots[*].fingerprint}'`); after != before {
 		t.Errorf("roots after the rollback: %s, want %s", after, before)
 	}
@@ -191,7 +194,7 @@ func Test06AClusterThatDropsOutIsWaitedFor(t *testing.T) {
 	}
 	lab.Run(t, `lab partition cluster-3 off --state "$PWD"`)
 	until(t, 4*time.Minute, "Steady ACCEPTED 5")
-	a().whole(t, 2_500)
+	a().whole(t)
 	lab.Run(t, `lab call payments/cluster-3 billing/cluster-1 --state "$PWD"`)
 
 	lab.Run(t, `lab partition cluster-3 on --state "$PWD"`)

@@ -126,7 +126,17 @@ func runZtunnel(ctx context.Context, cfg config, log *slog.Logger) error {
 		g.Go(func() error { return serveHTTP(ctx, port, statusHandler(notReady, nil)) })
 	}
 	g.Go(func() error { return wds.Run(ctx, cfg.wds(), z.Store(), log) })
-	g.Go(func() error { return z.Run(ctx) })
+	g.Go(func() error {
+		// As ztunnel: it takes no Pod before istiod has told of the mesh; until then the one before it serves.
+		for notReady() != "" {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+		return z.Run(ctx)
+	})
 	return g.Wait()
 }
 

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"istio.io/istio/pkg/workloadapi"
 
@@ -37,9 +38,28 @@ func (z *Ztunnel) serveInbound(ctx context.Context, p *pod, l net.Listener, log 
 	}
 }
 
+// tellTime is how long a CONNECT waits for istiod to tell of the Pod it is for, as in ztunnel (wait_for_workload).
+const tellTime = 5 * time.Second
+
+// awaitWorkload is the Pod as istiod knows it; nil: not in time.
+func (z *Ztunnel) awaitWorkload(ctx context.Context, p *pod) *workloadapi.Workload {
+	ctx, cancel := context.WithTimeout(ctx, tellTime)
+	defer cancel()
+	for {
+		if w := z.workload(p); w != nil {
+			return w
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
 // accept decides about one CONNECT and leads it to the Pod.
 func (z *Ztunnel) accept(ctx context.Context, p *pod, r hbone.Request) (*hbone.Stream, error) {
-	w := z.workload(p)
+	w := z.awaitWorkload(ctx, p)
 	if w == nil {
 		return nil, &hbone.Refusal{Status: http.StatusServiceUnavailable, Reason: "istiod has not told of Pod " + p.Namespace + "/" + p.Name + " yet"}
 	}
