@@ -44,7 +44,7 @@ build: $(LAB) ## build the programs into bin/
 
 ## ---- check it -----------------------------------------------------------------------------------------------------
 
-.PHONY: test unit lab-test e2e bench lint verify golden fuzz
+.PHONY: test unit lab-test e2e e2e-long bench lint verify golden fuzz
 test: ## everything: verify, unit, lab and end-to-end tests, side by side where they don't disturb each other
 	@hack/prerequisites.sh
 	@hack/test.sh
@@ -71,6 +71,9 @@ lab-test: lab-binaries ## the lab's own tests
 
 e2e: build lab-binaries ## numbered scenarios against the whole lab
 	@go test -count=1 -timeout 30m -p 1 ./test/e2e/...
+
+e2e-long: build lab-binaries ## root rotations with laggards, restarts, rollbacks from each phase: half an hour
+	@AMBIT_E2E_LONG=1 go test -count=1 -timeout 80m -v -run TestLong ./test/e2e/...
 
 bench: build lab-binaries ## figures: enrolment, register to Connected, memory, status writes
 	@hack/bench.sh
