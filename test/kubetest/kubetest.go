@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -70,15 +69,32 @@ func Start(t testing.TB) *rest.Config {
 	return rest.CopyConfig(server.cfg)
 }
 
+// repository is the folder with the product's go.mod, above the package under test.
+func repository(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "charts", "gloo-platform-crds")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			t.Fatal("kubetest: no charts/gloo-platform-crds above the working directory")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
 func start(t testing.TB) (*envtest.Environment, *rest.Config) {
 	t.Helper()
 	if os.Getenv("KUBEBUILDER_ASSETS") == "" {
 		t.Fatal("kubetest: this test needs a real API server and KUBEBUILDER_ASSETS is not set: run `make test` (or `make unit`), which builds one; " +
 			"by hand: KUBEBUILDER_ASSETS=$(cd lab && go run ./cmd/labbuild assets) go test ./...")
 	}
-	_, file, _, _ := runtime.Caller(0)
 	env := &envtest.Environment{
-		CRDDirectoryPaths:     []string{filepath.Join(filepath.Dir(file), "../../charts/gloo-platform-crds/crds-generated")},
+		CRDDirectoryPaths:     []string{filepath.Join(repository(t), "charts/gloo-platform-crds/crds-generated")},
 		ErrorIfCRDPathMissing: true,
 	}
 	cfg, err := env.Start()
