@@ -89,7 +89,9 @@ func TestLongReplicasThatLag(t *testing.T) {
 	root := long(t)
 	lab.Run(t, `kubectl --context cluster-2 -n istio-system scale deploy/istiod-gloo --replicas=2 && kubectl --context cluster-2 -n istio-system rollout status deploy/istiod-gloo --timeout=100s
 kubectl --context cluster-2 -n istio-system annotate "$(kubectl --context cluster-2 -n istio-system get pods -l app=istiod -o name | tail -1)" lab.ambitmesh.dev/volume-lag=60s`)
-	t.Cleanup(func() { lab.Run(t, `kubectl --context cluster-2 -n istio-system scale deploy/istiod-gloo --replicas=1`) })
+	t.Cleanup(func() {
+		lab.Run(t, `kubectl --context cluster-2 -n istio-system scale deploy/istiod-gloo --replicas=1`)
+	})
 	time.Sleep(10 * time.Second)
 	a := load(t, "payments/cluster-1", "billing/cluster-2", 100, 240*time.Second)
 	b := load(t, "payments/cluster-2", "billing/cluster-3", 100, 240*time.Second)
@@ -142,7 +144,11 @@ func TestLongNewKindOfKey(t *testing.T) {
 	root := long(t)
 	a := load(t, "payments/cluster-1", "billing/cluster-2", 100, 120*time.Second)
 	merge(t, `{"spec":{"config":{"mgmtServerCa":{"generated":{"keyAlgorithm":"ECDSA-P256","rsaKeySizeBytes":null}}}}}`)
-	t.Cleanup(func() { merge(t, `{"spec":{"config":{"mgmtServerCa":{"generated":{"keyAlgorithm":null,"rsaKeySizeBytes":2048}}}}}`); time.Sleep(2 * time.Second); steady(t, 4*time.Minute) })
+	t.Cleanup(func() {
+		merge(t, `{"spec":{"config":{"mgmtServerCa":{"generated":{"keyAlgorithm":null,"rsaKeySizeBytes":2048}}}}}`)
+		time.Sleep(2 * time.Second)
+		steady(t, 4*time.Minute)
+	})
 	replaced(t, root, 4*time.Minute)
 	a().whole(t)
 	if out := lab.Run(t, `kubectl --context cluster-3 -n bookinfo get configmap istio-ca-root-cert -o jsonpath='{.data.root-cert\.pem}' | openssl x509 -noout -text`); !strings.Contains(out, "id-ecPublicKey") {
