@@ -107,13 +107,7 @@ func TestCompare(t *testing.T) {
 		}
 		return mesh.Object{Ref: mesh.Ref{Version: "v1", Kind: "K", Namespace: "ns", Name: name}, Manifest: raw, Hash: mesh.FingerprintOf(raw)}
 	}
-	set := func(all ...mesh.Object) translate.Objects {
-		out := translate.Objects{}
-		for _, o := range all {
-			out[o.Ref] = o
-		}
-		return out
-	}
+	set := mesh.ObjectsOf
 	before := translate.Result{Objects: map[mesh.ClusterName]translate.Objects{"a": set(object("same", "1"), object("other", "1"), object("gone", "1")), "b": set(object("gone", "1")), "c": set(object("same", "1"))}}
 	after := translate.Result{Objects: map[mesh.ClusterName]translate.Objects{"a": set(object("same", "1"), object("other", "2"), object("new", "1")), "c": set(object("same", "1")), "d": set(object("new", "1"))}}
 	made, gone := "@@ -0,0 +1,4 @@\n+kind: K\n+metadata:\n+  name: new\n+value: \"1\"\n", "@@ -1,4 +0,0 @@\n-kind: K\n-metadata:\n-  name: gone\n-value: \"1\"\n"

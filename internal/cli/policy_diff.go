@@ -80,15 +80,12 @@ func compare(before, after translate.Result, wanted func(mesh.ClusterName) bool)
 }
 
 func compareObjects(before, after translate.Objects) ([]objectChange, error) {
-	all := maps.Clone(before)
-	if all == nil {
-		all = translate.Objects{}
-	}
-	maps.Copy(all, after)
+	names := slices.Concat(before.Names(), after.Names())
+	slices.SortFunc(names, mesh.Ref.Compare)
 	var out []objectChange
-	for _, ref := range all.Names() {
-		old, was := before[ref]
-		now, is := after[ref]
+	for _, ref := range slices.Compact(names) {
+		old, was := before.Get(ref)
+		now, is := after.Get(ref)
 		if was && is && old.Hash == now.Hash {
 			continue
 		}

@@ -159,16 +159,11 @@ func (v *preview) objects() map[mesh.ClusterName]translate.Objects {
 	if len(v.Objects) == 0 {
 		return v.After.Objects
 	}
-	out := map[mesh.ClusterName]translate.Objects{}
+	found := map[mesh.ClusterName][]mesh.Object{}
 	take := func(c mesh.ClusterName, ref mesh.Ref) {
-		object, ok := v.After.Objects[c][ref]
-		if !ok {
-			return
+		if object, ok := v.After.Objects[c].Get(ref); ok {
+			found[c] = append(found[c], object)
 		}
-		if out[c] == nil {
-			out[c] = translate.Objects{}
-		}
-		out[c][ref] = object
 	}
 	spaces := map[string]bool{}
 	for _, ref := range v.Objects {
@@ -185,11 +180,15 @@ func (v *preview) objects() map[mesh.ClusterName]translate.Objects {
 		}
 	}
 	for c, objects := range v.After.Objects {
-		for ref, o := range objects {
-			if old, ok := v.Before.Objects[c][ref]; !ok || old.Hash != o.Hash || spaces[workspaceOf(o)] {
+		for ref, o := range objects.All() {
+			if old, ok := v.Before.Objects[c].Get(ref); !ok || old.Hash != o.Hash || spaces[workspaceOf(o)] {
 				take(c, ref)
 			}
 		}
+	}
+	out := map[mesh.ClusterName]translate.Objects{}
+	for c, objects := range found {
+		out[c] = mesh.ObjectsOf(objects...)
 	}
 	return out
 }
@@ -262,7 +261,8 @@ func (p *policyVerbs) printTranslation(v *preview, wanted func(mesh.ClusterName)
 		}
 		row := clusterObjects{Cluster: c, Objects: []json.RawMessage{}}
 		for _, ref := range objects[c].Names() {
-			row.Objects = append(row.Objects, json.RawMessage(objects[c][ref].Manifest))
+			object, _ := objects[c].Get(ref)
+			row.Objects = append(row.Objects, json.RawMessage(object.Manifest))
 		}
 		rows = append(rows, row)
 	}

@@ -57,8 +57,30 @@ func (r *Ref) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, (*plainRef)(r))
 }
 
-// Compare orders refs by their text.
-func (r Ref) Compare(o Ref) int { return cmp.Compare(r.String(), o.String()) }
+// Compare orders refs by their text, without making it.
+func (r Ref) Compare(o Ref) int {
+	for _, f := range [...][2]string{{r.Group, o.Group}, {r.Version, o.Version}, {r.Kind, o.Kind}, {r.Namespace, o.Namespace}} {
+		if c := compareField(f[0], f[1]); c != 0 {
+			return c
+		}
+	}
+	return cmp.Compare(r.Name, o.Name)
+}
+
+// compareField orders two fields that a slash follows.
+func compareField(a, b string) int {
+	if a == b {
+		return 0
+	}
+	n := min(len(a), len(b))
+	if a[:n] != b[:n] {
+		return cmp.Compare(a, b)
+	}
+	if len(a) == n {
+		return cmp.Compare('/', rune(b[n]))
+	}
+	return cmp.Compare(rune(a[n]), '/')
+}
 
 // Object is an object a cluster should have: its name and its manifest as JSON.
 type Object struct {

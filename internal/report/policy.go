@@ -28,7 +28,7 @@ type ClusterFacts struct {
 	Published bool
 	// Unknown: it is registered and has been connected, but has not reported to this server yet.
 	Unknown  bool
-	Desired  map[mesh.Ref]mesh.Object
+	Desired  mesh.Objects
 	Outcomes map[mesh.Ref]mesh.Outcome
 }
 
@@ -128,7 +128,7 @@ func stand(r *mesh.PolicyClusterReport, f ClusterFacts, old *securityv2.ClusterP
 	var pending, refused, drifted, taken []string
 	held := false
 	for _, ref := range r.Objects {
-		want, wanted := f.Desired[ref]
+		want, wanted := f.Desired.Get(ref)
 		o, known := f.Outcomes[ref]
 		if d := o.Drift; d != nil {
 			s.LastDrift = laterDrift(s.LastDrift, ref, d)

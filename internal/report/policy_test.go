@@ -41,7 +41,7 @@ func well() *world {
 	for _, c := range []mesh.ClusterName{"c1", "c2", "c3"} {
 		w.report.Clusters = append(w.report.Clusters, mesh.PolicyClusterReport{Cluster: c, Objects: []mesh.Ref{authz}})
 		w.facts[c] = &report.ClusterFacts{
-			Connected: true, Published: true, Desired: map[mesh.Ref]mesh.Object{authz: {Ref: authz, Hash: wanted}},
+			Connected: true, Published: true, Desired: mesh.ObjectsOf(mesh.Object{Ref: authz, Hash: wanted}),
 			Outcomes: map[mesh.Ref]mesh.Outcome{authz: {Hash: wanted, OK: true}},
 		}
 	}

@@ -27,7 +27,7 @@ type Input struct {
 	// Conditions are translation's for this cluster's KubernetesCluster.
 	Conditions []mesh.Condition
 	// Desired are the objects the server wants in the cluster; Published: they have been sent.
-	Desired   map[mesh.Ref]mesh.Object
+	Desired   mesh.Objects
 	Published bool
 	// Patient: what has not been applied was sent a moment ago; everything being applied before, that is still said.
 	Patient bool
@@ -188,7 +188,7 @@ func programmed(in Input, st adminv2.KubernetesClusterStatus, old *metav1.Condit
 		return c
 	}
 	var failed, waiting []string
-	for ref, want := range in.Desired {
+	for ref, want := range in.Desired.All() {
 		switch o, ok := in.Cluster.Inventory.Outcomes[ref]; {
 		case !ok || o.Hash != want.Hash:
 			waiting = append(waiting, name(ref))

@@ -34,7 +34,7 @@ func healthy() report.Input {
 			},
 		},
 		Session:    mesh.Session{Connected: true, Since: noon.Add(-time.Hour), LastHeartbeat: noon, AgentVersion: "2.12.0", UID: "u1", Measured: true, Offset: 3 * time.Millisecond},
-		Conditions: accepted(), Desired: map[mesh.Ref]mesh.Object{object: {Ref: object, Hash: wanted}}, Published: true, ServerVersion: "2.12.0",
+		Conditions: accepted(), Desired: mesh.ObjectsOf(mesh.Object{Ref: object, Hash: wanted}), Published: true, ServerVersion: "2.12.0",
 	}
 }
 

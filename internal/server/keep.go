@@ -37,7 +37,8 @@ func (f firstSeen) kept(s *mesh.Snapshot, r *translate.Result) map[mesh.ClusterN
 				continue
 			}
 			for _, ref := range c.Objects {
-				if o, has := inv.Outcomes[ref]; has && o.OK && o.Hash != r.Objects[c.Cluster][ref].Hash {
+				want, _ := r.Objects[c.Cluster].Get(ref)
+				if o, has := inv.Outcomes[ref]; has && o.OK && o.Hash != want.Hash {
 					if out[c.Cluster] == nil {
 						out[c.Cluster] = map[mesh.Ref]bool{}
 					}

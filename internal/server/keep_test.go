@@ -51,7 +51,7 @@ func TestKept(t *testing.T) {
 	}}))
 	var ref mesh.Ref
 	home.Outcomes = map[mesh.Ref]mesh.Outcome{}
-	for r, o := range before.Objects["home"] {
+	for r, o := range before.Objects["home"].All() {
 		home.Outcomes[r] = mesh.Outcome{Hash: o.Hash, OK: true}
 		if r.Kind == "AuthorizationPolicy" {
 			ref = r

@@ -358,15 +358,15 @@ func without(items map[synclog.Key][]byte, refs map[mesh.Ref]bool) map[synclog.K
 // items are those objects as the relay carries them; only nil: all.
 func items(objects translate.Objects, only []mesh.Ref) map[synclog.Key][]byte {
 	if only == nil {
-		out := make(map[synclog.Key][]byte, len(objects))
-		for ref, o := range objects {
+		out := make(map[synclog.Key][]byte, objects.Len())
+		for ref, o := range objects.All() {
 			out[key(ref)] = o.Manifest
 		}
 		return out
 	}
 	out := make(map[synclog.Key][]byte, len(only))
 	for _, ref := range only {
-		if o, ok := objects[ref]; ok {
+		if o, ok := objects.Get(ref); ok {
 			out[key(ref)] = o.Manifest
 		}
 	}

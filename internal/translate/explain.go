@@ -124,7 +124,7 @@ func (e *Explainer) at(c *mesh.Cluster, ns string) []*livePolicy {
 		return l
 	}
 	// all namespaces of the cluster at once: the objects are in no order
-	for ref, o := range e.r.Objects[c.Name] {
+	for ref, o := range e.r.Objects[c.Name].All() {
 		if ref.Group != istioGroup {
 			continue
 		}

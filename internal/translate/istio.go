@@ -23,10 +23,17 @@ const (
 )
 
 type istioObject struct {
-	APIVersion string     `json:"apiVersion"`
-	Kind       string     `json:"kind"`
-	Metadata   objectMeta `json:"metadata"`
-	Spec       any        `json:"spec"`
+	APIVersion string    `json:"apiVersion"`
+	Kind       string    `json:"kind"`
+	Metadata   istioMeta `json:"metadata"`
+	Spec       any       `json:"spec"`
+}
+
+type istioMeta struct {
+	Name        string            `json:"name"`
+	Namespace   string            `json:"namespace,omitempty"`
+	Labels      policyLabels      `json:"labels"`
+	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
 type authorizationSpec struct {

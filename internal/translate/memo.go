@@ -23,6 +23,7 @@ type Translator struct {
 
 // clusterState is what is known of a cluster from the round before.
 type clusterState struct {
+	known   bool // it has its objects
 	member  memberKey
 	objects Objects
 	places  map[string]*placeState

@@ -155,8 +155,9 @@ func planeOf(c *mesh.Cluster, objects translate.Objects, foreign bool) (*plane, 
 		if ref.Group != "security.istio.io" {
 			continue
 		}
-		if err := p.manifest(ref, objects[ref].Manifest); err != nil {
-			return nil, fmt.Errorf("cluster %q: %s: %w\n%s", c.Name, ref, err, objects[ref].Manifest)
+		object, _ := objects.Get(ref)
+		if err := p.manifest(ref, object.Manifest); err != nil {
+			return nil, fmt.Errorf("cluster %q: %s: %w\n%s", c.Name, ref, err, object.Manifest)
 		}
 	}
 	if !foreign || c.Inventory == nil {

@@ -164,7 +164,7 @@ func (at *placeWork) keep(ref mesh.Ref, w *written) error {
 	w.parent = at.f.s.ManagementCluster
 	at.written[ref] = w
 	if old := at.before.written[ref]; old != nil && reflect.DeepEqual(old, w) {
-		if _, ok := at.have[ref]; ok {
+		if _, ok := at.have.Get(ref); ok {
 			at.written[ref] = old
 			return nil
 		}
@@ -172,16 +172,18 @@ func (at *placeWork) keep(ref mesh.Ref, w *written) error {
 	if at.plain && ref.Kind == kindAuthorization { // it is taken over as it is while its part is the same; else it is cheaper to encode it than to remember what it was made of
 		at.written[ref] = at.blank
 	}
-	l := labels(at.c.Name, w.origin.source, w.parent)
-	l["context.mesh.gloo.solo.io/workspace"] = w.origin.ws
+	l := policyLabels{
+		Workspace: w.origin.ws, ParentCluster: w.parent, ParentGroup: w.origin.source.Group, ParentKind: w.origin.source.Kind, ParentName: w.origin.source.Name,
+		ParentNamespace: w.origin.source.Namespace, ParentVersion: w.origin.source.Version, Owner: mesh.OwnerValue, Reconciler: "translator", Cluster: at.c.Name,
+	}
 	raw, err := json.Marshal(istioObject{
-		APIVersion: istioGroup + "/" + istioVersion, Kind: ref.Kind, Metadata: objectMeta{Name: ref.Name, Namespace: ref.Namespace, Labels: l, Annotations: w.annotations}, Spec: w.spec,
+		APIVersion: istioGroup + "/" + istioVersion, Kind: ref.Kind, Metadata: istioMeta{Name: ref.Name, Namespace: ref.Namespace, Labels: l, Annotations: w.annotations}, Spec: w.spec,
 	})
 	if err != nil {
 		return fmt.Errorf("cluster %q: encode %s: %w", at.c.Name, ref, err)
 	}
 	o := mesh.Object{Ref: ref, Manifest: raw, Hash: mesh.FingerprintOf(raw)}
-	if old, ok := at.have[ref]; !ok || old.Hash != o.Hash {
+	if old, ok := at.have.Get(ref); !ok || old.Hash != o.Hash {
 		at.set = append(at.set, o)
 	}
 	return nil

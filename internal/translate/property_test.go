@@ -293,7 +293,8 @@ func security(r translate.Result) string {
 		for _, ref := range r.Objects[c].Names() {
 			if ref.Group == "security.istio.io" {
 				var o struct{ Spec json.RawMessage }
-				if err := json.Unmarshal(r.Objects[c][ref].Manifest, &o); err != nil {
+				object, _ := r.Objects[c].Get(ref)
+				if err := json.Unmarshal(object.Manifest, &o); err != nil {
 					return err.Error()
 				}
 				fmt.Fprintf(&out, "%s: %s %s/%s %s\n", c, ref.Kind, ref.Namespace, ref.Name, o.Spec)
@@ -319,7 +320,7 @@ func reported(o *oracle, r translate.Result) error {
 				return fmt.Errorf("%s: guards something in %s without an object", p, c)
 			}
 			for _, ref := range rep.Clusters[i].Objects {
-				if _, ok := r.Objects[c][ref]; !ok {
+				if _, ok := r.Objects[c].Get(ref); !ok {
 					return fmt.Errorf("%s: reports %s in %s, which is not there", p, ref, c)
 				}
 			}

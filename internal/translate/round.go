@@ -293,44 +293,34 @@ func (sh *share) forget() {
 	sh.shares[sh.at.cluster] = l
 }
 
-// objects brings a cluster's objects up to date. The map that was handed out before stays as it is.
+// objects brings a cluster's objects up to date. The set that was handed out before stays as it is.
 func (r *round) objects(c *mesh.Cluster, st *clusterState) (d Delta, err error) {
 	var set []mesh.Object
 	var gone []mesh.Ref
 	for _, t := range r.tasks[c.Name] {
 		set, gone = append(set, t.set...), append(gone, t.gone...)
 	}
-	if k := memberOf(r.s, c); st.objects == nil || k != st.member {
+	if k := memberOf(r.s, c); !st.known || k != st.member {
 		o, err := k.object()
 		if err != nil {
 			return d, err
 		}
-		if ref := st.member.ref(); st.objects != nil && ref != o.Ref {
+		if ref := st.member.ref(); st.known && ref != o.Ref {
 			gone = append(gone, ref)
 		}
-		if st.objects[o.Ref].Hash != o.Hash {
+		if old, _ := st.objects.Get(o.Ref); old.Hash != o.Hash {
 			set = append(set, o)
 		}
 		st.member = k
 	}
-	if st.objects != nil && len(set)+len(gone) == 0 {
-		return d, nil
-	}
-	now := maps.Clone(st.objects)
-	if now == nil {
-		now = make(Objects, len(set))
-	}
-	for _, ref := range gone {
-		delete(now, ref)
-		d.Gone = append(d.Gone, ref)
-	}
+	st.known = true
+	st.objects = st.objects.With(set, gone)
+	d.Gone = append(d.Gone, gone...)
 	for _, o := range set {
-		now[o.Ref] = o
 		d.Set = append(d.Set, o.Ref)
 	}
 	sortRefs(d.Set)
 	sortRefs(d.Gone)
-	st.objects = now
 	return d, nil
 }
 

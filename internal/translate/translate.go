@@ -5,7 +5,6 @@
 package translate
 
 import (
-	"maps"
 	"slices"
 
 	"ambitmesh.dev/ambit/internal/mesh"
@@ -30,26 +29,13 @@ type Result struct {
 type Delta struct{ Set, Gone []mesh.Ref }
 
 // Objects is a set of desired objects by name.
-type Objects map[mesh.Ref]mesh.Object
-
-// Names lists the objects in order.
-func (o Objects) Names() []mesh.Ref { return slices.SortedFunc(maps.Keys(o), mesh.Ref.Compare) }
+type Objects = mesh.Objects
 
 // All translates everything. An error means a fault in the translator, never in what people wrote.
 func All(s *mesh.Snapshot) (Result, error) { return New().Next(s) }
 
-// sortRefs orders refs by their text, which is made once for each.
-func sortRefs(refs []mesh.Ref) {
-	if len(refs) < 16 {
-		slices.SortFunc(refs, mesh.Ref.Compare)
-		return
-	}
-	texts := make(map[mesh.Ref]string, len(refs))
-	for _, r := range refs {
-		texts[r] = r.String()
-	}
-	slices.SortFunc(refs, func(a, b mesh.Ref) int { return cmpText(texts[a], texts[b]) })
-}
+// sortRefs orders refs by their text.
+func sortRefs(refs []mesh.Ref) { slices.SortFunc(refs, mesh.Ref.Compare) }
 
 func cmpText(a, b string) int {
 	switch {
@@ -59,6 +45,20 @@ func cmpText(a, b string) int {
 		return 1
 	}
 	return 0
+}
+
+// policyLabels are labels and the workspace, in the order of their names: a struct is encoded five times as fast as a map.
+type policyLabels struct {
+	Workspace       string           `json:"context.mesh.gloo.solo.io/workspace"`
+	ParentCluster   string           `json:"gloo.solo.io/parent_cluster"`
+	ParentGroup     string           `json:"gloo.solo.io/parent_group"`
+	ParentKind      string           `json:"gloo.solo.io/parent_kind"`
+	ParentName      string           `json:"gloo.solo.io/parent_name"`
+	ParentNamespace string           `json:"gloo.solo.io/parent_namespace"`
+	ParentVersion   string           `json:"gloo.solo.io/parent_version"`
+	Owner           string           `json:"owner.gloo.solo.io/name"`
+	Reconciler      string           `json:"reconciler.mesh.gloo.solo.io/name"`
+	Cluster         mesh.ClusterName `json:"relay.solo.io/cluster"`
 }
 
 // labels are those every translated object carries; the names are the product's.

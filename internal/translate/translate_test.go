@@ -62,7 +62,7 @@ func TestGolden(t *testing.T) {
 			g := golden{Clusters: map[mesh.ClusterName]map[string]any{}, Conditions: map[string][]mesh.Condition{}}
 			for c, objects := range res.Objects {
 				g.Clusters[c] = map[string]any{}
-				for ref, o := range objects {
+				for ref, o := range objects.All() {
 					var manifest any
 					if err := json.Unmarshal(o.Manifest, &manifest); err != nil {
 						t.Fatal(err)

@@ -260,21 +260,20 @@ func walk(d *draw, steps int) error {
 			}
 		}
 		for c, delta := range got.Changed {
-			if built[c] == nil {
-				built[c] = translate.Objects{}
-			}
+			var set []mesh.Object
 			for _, ref := range delta.Set {
-				if built[c][ref].Hash == got.Objects[c][ref].Hash {
+				now, _ := got.Objects[c].Get(ref)
+				if old, _ := built[c].Get(ref); old.Hash == now.Hash {
 					return fmt.Errorf("step %d: %s of %s is set to what it was", step, ref, c)
 				}
-				built[c][ref] = got.Objects[c][ref]
+				set = append(set, now)
 			}
 			for _, ref := range delta.Gone {
-				if _, was := built[c][ref]; !was {
+				if _, was := built[c].Get(ref); !was {
 					return fmt.Errorf("step %d: %s of %s is gone, and was not there", step, ref, c)
 				}
-				delete(built[c], ref)
 			}
+			built[c] = built[c].With(set, delta.Gone)
 			if !slices.IsSortedFunc(delta.Set, mesh.Ref.Compare) || !slices.IsSortedFunc(delta.Gone, mesh.Ref.Compare) {
 				return fmt.Errorf("step %d: delta of %s is not sorted", step, c)
 			}
@@ -401,7 +400,7 @@ func TestNothingEmpty(t *testing.T) {
 			return err
 		}
 		for c, objects := range r.Objects {
-			for ref, o := range objects {
+			for ref, o := range objects.All() {
 				var m map[string]any
 				if err := json.Unmarshal(o.Manifest, &m); err != nil {
 					return err
