@@ -144,7 +144,7 @@ func documents[T any](t *testing.T, manifest, kind string) []T {
 func everything() map[string]any {
 	return map[string]any{
 		"common":         map[string]any{"cluster": "mgmt"},
-		"glooMgmtServer": map[string]any{"enabled": true, "registerCluster": true},
+		"glooMgmtServer": map[string]any{"enabled": true, "registerCluster": true, "trust": map[string]any{"certManager": true, "serviceAccounts": []any{"vault-login"}}},
 		"glooAgent":      map[string]any{"enabled": true},
 	}
 }
@@ -173,7 +173,7 @@ func TestLeastPrivilege(t *testing.T) {
 		t.Fatal(err)
 	}
 	roles, clusterRoles := documents[rbacv1.Role](t, manifest, "Role"), documents[rbacv1.ClusterRole](t, manifest, "ClusterRole")
-	if len(roles) != 3 || len(clusterRoles) != 3 {
+	if len(roles) != 4 || len(clusterRoles) != 4 {
 		t.Fatalf("%d Roles, %d ClusterRoles: the test would prove nothing", len(roles), len(clusterRoles))
 	}
 	var rules []rbacv1.PolicyRule
@@ -183,6 +183,9 @@ func TestLeastPrivilege(t *testing.T) {
 		}
 		rules = append(rules, r.Rules...)
 		for _, rule := range r.Rules {
+			if slices.Contains(rule.Resources, "serviceaccounts/token") && !slices.Equal(rule.ResourceNames, []string{"vault-login"}) {
+				t.Errorf("Role %s gives tokens of more than the one service account that was named: %v", r.Name, rule)
+			}
 			if elsewhere[r.Name] != "" && slices.Contains(rule.Resources, "secrets") && len(rule.ResourceNames) == 0 && !slices.Equal(rule.Verbs, []string{"create"}) {
 				t.Errorf("Role %s in %s has rights to every Secret there: %v", r.Name, r.Namespace, rule)
 			}

@@ -102,6 +102,9 @@ func (v *vault) SignIntermediate(ctx context.Context, r Request) (Answer, error)
 		path = v.SignPath
 		raw, err = v.write(ctx, path, body)
 	}
+	if no, ok := errors.AsType[*Refused](err); ok && mesh.ParseVaultPath(path).Call == mesh.VaultSignRole {
+		err = &Misconfigured{Detail: no.Detail, Fix: path + " names a role, and roles sign leaves only: " + v.hint(), Err: no.Err}
+	}
 	if err != nil {
 		return Answer{}, err
 	}

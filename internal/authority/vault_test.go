@@ -164,6 +164,10 @@ func TestVaultRefusals(t *testing.T) {
 			t.Errorf("fix: %v", err)
 		}
 	})
+	t.Run("no such role", func(t *testing.T) { // what the operators' page writes, on a Vault without that role
+		_, err := sign(t, "pki/sign/absent", all, nil)
+		misconfigured(t, err, "pki/sign/absent names a role, and roles sign leaves only: use pki/root/sign-intermediate")
+	})
 	t.Run("no such mount", func(t *testing.T) {
 		_, err := sign(t, "pki_root/root/sign-intermediate", all, nil)
 		misconfigured(t, err, `no issuer "default" at mount "pki_root"`)

@@ -142,6 +142,9 @@ func (v *vault) serviceAccountToken(ctx context.Context) (string, error) {
 		return "", &Misconfigured{Detail: fmt.Sprintf("Vault %s: there is nobody to ask for a token of service account %s", v.Server, k.ServiceAccount)}
 	}
 	token, err := v.Token(ctx, k.ServiceAccount)
+	if bad, ok := errors.AsType[*Misconfigured](err); ok {
+		return "", bad
+	}
 	if err != nil {
 		return "", &Unavailable{Detail: "a token of service account " + k.ServiceAccount, Err: err}
 	}

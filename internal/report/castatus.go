@@ -58,6 +58,9 @@ func caStatus(in *Trust, c *trust.Cluster, s *adminv2.ClusterTrustStatus) *admin
 	st.Istiods = istiods(o, r, wanted)
 	st.Verifiers = verifiers(o, r, wanted)
 	st.Problems = slices.Clone(o.Problems)
+	if no := in.Refusals[c.Name]; no != "" {
+		st.Problems = append([]string{no}, st.Problems...)
+	}
 	return st
 }
 

@@ -21,8 +21,9 @@ type Trust struct {
 	Step trust.Step
 	// Conflicts are the names of older policies that select the same clusters.
 	Conflicts []string
-	// Issuing says what the certificate authority refuses, empty: nothing.
-	Issuing string
+	// Issuing says what the certificate authority refuses, empty: nothing; Refusals what it refuses a cluster.
+	Issuing  string
+	Refusals map[mesh.ClusterName]string
 }
 
 // phase is the phase in the API's words.
@@ -240,6 +241,10 @@ func oneClusterTrust(in *Trust, c *trust.Cluster, waits map[mesh.ClusterName]str
 		s.Message = "the agent is not connected: what this cluster trusts is not known"
 	case c.Observation == nil:
 		s.Message = "the agent has not reported what this cluster trusts yet"
+	case in.Refusals[c.Name] != "":
+		s.State, s.Message = adminv2.ApprovalFailed, in.Refusals[c.Name]
+	case in.Issuing != "" && in.Step.Rotation.Current.Fingerprint.IsZero():
+		s.State, s.Message = adminv2.ApprovalFailed, in.Issuing
 	case waits[c.Name] != "":
 		s.Message = "waits for " + waits[c.Name]
 		if len(c.Observation.Problems) > 0 {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/x509/pkix"
 	"fmt"
+	"maps"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -22,7 +24,7 @@ const (
 	lookAtRoots = time.Minute
 	// maxBackoff bounds the pause after refusals of an authority.
 	maxBackoff = 2 * time.Minute
-	// maxSigning is how many signatures are asked for at once, over all clusters and policies.
+	// maxSigning is how many signatures one authority is asked for at once: one that hangs holds up nobody else's.
 	maxSigning = 16
 )
 
@@ -69,24 +71,26 @@ func (k *Keeper) root(policy, authority string) *trust.Root {
 	return nil
 }
 
-// issuing says what authorities refuse for a policy, "" for nothing.
-func (k *Keeper) issuing(policy string) string {
+// issuing says what authorities refuse for a policy, "" for nothing, and for which clusters. authority is the policy's.
+func (k *Keeper) issuing(policy, authority string) (string, map[mesh.ClusterName]string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if err := k.roots[policy].failure.err; err != nil {
-		return err.Error()
-	}
+	refusals := map[mesh.ClusterName]string{}
 	var all []string
 	for key, f := range k.failures {
 		if key.policy == policy {
+			refusals[key.cluster] = f.err.Error()
 			all = append(all, fmt.Sprintf("cluster %s: %v", key.cluster, f.err))
 		}
 	}
+	if a := k.roots[policy]; a.authority == authority && a.failure.err != nil {
+		return a.failure.err.Error(), refusals
+	}
 	slices.Sort(all)
 	if len(all) > 1 {
-		return fmt.Sprintf("%s (and %d more)", all[0], len(all)-1)
+		return fmt.Sprintf("%s (and %d more)", all[0], len(all)-1), refusals
 	}
-	return strings.Join(all, "")
+	return strings.Join(all, ""), refusals
 }
 
 // askRoot asks the authority for a root when the decision needs one, and an external one now and then whether its root is still the same.
@@ -162,7 +166,12 @@ func (k *Keeper) fetchRoot(ctx context.Context, t *turn, generation mesh.Generat
 		root := record.Roots[i].Root
 		root.Authority = identify(by)
 		if identify(record.Roots[i].By) == root.Authority {
-			return &root, nil
+			if reflect.DeepEqual(record.Roots[i].By, by) {
+				return &root, nil
+			}
+			record.Roots = slices.Clone(record.Roots)
+			record.Roots[i].By = by // another way to log in
+			return &root, k.store.setPolicy(ctx, name, record)
 		}
 		record.Roots = slices.Delete(slices.Clone(record.Roots), i, i+1)
 		generation = root.Generation
@@ -208,6 +217,7 @@ func (k *Keeper) crossSign(ctx context.Context, t *turn, record policyRecord, ro
 
 // sign has slots certified, several at once; a slow authority keeps nobody else waiting.
 func (k *Keeper) sign(ctx context.Context, t *turn) {
+	k.outdated(t)
 	for _, o := range t.step.Sign {
 		key := signKey{policy: t.policy.Source.Name, cluster: o.Cluster, slot: o.Slot, root: o.Root}
 		csr := k.cfg.Board.look(o.Cluster).requests[o.Slot]
@@ -237,6 +247,35 @@ func (k *Keeper) sign(ctx context.Context, t *turn) {
 	}
 }
 
+// outdated drops failures of what nobody wants signed any more.
+func (k *Keeper) outdated(t *turn) {
+	name := t.policy.Source.Name
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.failures, func(key signKey, _ failure) bool {
+		return key.policy == name && !slices.ContainsFunc(t.step.Sign, func(o trust.SignOrder) bool {
+			return key == signKey{policy: name, cluster: o.Cluster, slot: o.Slot, root: o.Root}
+		})
+	})
+}
+
+// place waits until the authority may be asked for one more signature; the function returned gives the place back.
+func (k *Keeper) place(ctx context.Context, authority string) (func(), error) {
+	k.mu.Lock()
+	free := k.free[authority]
+	if free == nil {
+		free = make(chan struct{}, maxSigning)
+		k.free[authority] = free
+	}
+	k.mu.Unlock()
+	select {
+	case free <- struct{}{}:
+		return func() { <-free }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 func slot(d *mesh.TrustDirective, id string) mesh.IntermediateOrder {
 	if d != nil {
 		for _, o := range d.Intermediates {
@@ -250,26 +289,28 @@ func slot(d *mesh.TrustDirective, id string) mesh.IntermediateOrder {
 
 // signOne has one slot certified and stores the result.
 func (k *Keeper) signOne(ctx context.Context, t *turn, o trust.SignOrder, order mesh.IntermediateOrder, csr []byte) error {
-	select {
-	case k.free <- struct{}{}:
-		defer func() { <-k.free }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	ctx, cancel := context.WithTimeout(ctx, authorityTimeout)
-	defer cancel()
 	record := k.store.policy(t.policy.Source.Name)
 	i := slices.IndexFunc(record.Roots, func(r rootRecord) bool { return r.Fingerprint == o.Root })
 	if i < 0 {
 		return fmt.Errorf("it is not on record who issues under root %s", o.Root)
 	}
 	root := record.Roots[i]
+	if identify(root.By) == identify(t.policy.Authority) {
+		root.By = t.policy.Authority // logins change
+	}
+	done, err := k.place(ctx, identify(root.By))
+	if err != nil {
+		return err
+	}
+	defer done()
+	ctx, cancel := context.WithTimeout(ctx, authorityTimeout)
+	defer cancel()
 	au, err := k.cfg.Issuers.open(ctx, t.policy, root.By, root.Generation)
 	if err != nil {
 		return err
 	}
 	req := authority.Request{
-		Cluster: o.Cluster, Generation: o.Slot, CSR: csr, TTL: o.TTL,
+		Cluster: o.Cluster, Generation: o.Slot, CSR: csr, TTL: o.TTL, Root: o.Root,
 		Subject: pkix.Name{Organization: []string{order.Organization}, CommonName: order.CommonName},
 	}
 	for _, text := range order.URIs {

@@ -2,10 +2,13 @@ package rotation
 
 import (
 	"context"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"sync"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,15 +19,25 @@ import (
 	"ambitmesh.dev/ambit/internal/pki"
 )
 
-// Issuers opens the certificate authorities that policies name.
+const (
+	// vaultTokenLife of the service account tokens that Vault is shown: the least that the API server gives.
+	vaultTokenLife = 10 * time.Minute
+	// maxOpen bounds the external authorities that are kept open; there are a few for each policy.
+	maxOpen = 64
+)
+
+// Issuers opens the certificate authorities that policies name. Safe for concurrent use.
 type Issuers struct {
 	client    client.Client
 	namespace string
+
+	mu   sync.Mutex
+	kept map[string]authority.Authority // external ones keep their logins, by all that the policy says of them
 }
 
 // NewIssuers returns Issuers that read Secrets of namespace.
 func NewIssuers(c client.Client, namespace string) *Issuers {
-	return &Issuers{client: c, namespace: namespace}
+	return &Issuers{client: c, namespace: namespace, kept: map[string]authority.Authority{}}
 }
 
 // rootSecret is where the key of a generated root is kept. Passive ones have no generation: -1 is the first, -2 the second.
@@ -46,9 +59,46 @@ func (i *Issuers) open(_ context.Context, p *mesh.RootTrustPolicy, a mesh.Author
 		}.New(), nil
 	case a.Secret != "":
 		return authority.FromSecret{Secrets: secrets, Secret: a.Secret, Now: time.Now}.New(), nil
+	case a.Vault != nil:
+		return i.keep(a, authority.Vault{Vault: *a.Vault, Secrets: secrets, Token: i.token, Now: time.Now}.New)
 	default:
 		return nil, &authority.Misconfigured{Detail: identify(a), Fix: "this version of the management server can't use it yet: use mgmtServerCa"}
 	}
+}
+
+// keep returns the authority that was opened before with the same configuration, or opens it.
+func (i *Issuers) keep(a mesh.Authority, open func() authority.Authority) (authority.Authority, error) {
+	raw, err := json.Marshal(a)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", identify(a), err)
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if have := i.kept[string(raw)]; have != nil {
+		return have, nil
+	}
+	if len(i.kept) >= maxOpen {
+		clear(i.kept) // they log in again
+	}
+	i.kept[string(raw)] = open()
+	return i.kept[string(raw)], nil
+}
+
+// token asks for a token of a service account of the admin namespace.
+func (i *Issuers) token(ctx context.Context, account string) (string, error) {
+	seconds := int64(vaultTokenLife.Seconds())
+	r := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}
+	err := i.client.SubResource("token").Create(ctx, &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: i.namespace, Name: account}}, r)
+	what := fmt.Sprintf("a token of ServiceAccount %s/%s", i.namespace, account)
+	switch {
+	case apierrors.IsNotFound(err):
+		return "", &authority.Misconfigured{Detail: what + ": there is no such ServiceAccount", Fix: "make it in the policy's namespace"}
+	case apierrors.IsForbidden(err):
+		return "", &authority.Misconfigured{Detail: what, Fix: fmt.Sprintf("allow the management server to ask for it: install the chart with glooMgmtServer.trust.serviceAccounts={%s}", account), Err: err}
+	case err != nil:
+		return "", fmt.Errorf("%s: %w", what, err)
+	}
+	return r.Status.Token, nil
 }
 
 // secrets are the Secrets of the admin namespace.

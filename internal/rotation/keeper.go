@@ -56,7 +56,6 @@ type Keeper struct {
 	cfg   Config
 	store *store
 	bell  chan struct{} // capacity 1
-	free  chan struct{} // places for signatures under way
 	fresh bool          // the store has been read since the last conflict
 
 	mu       sync.Mutex
@@ -66,6 +65,7 @@ type Keeper struct {
 	failures map[signKey]failure                           // of signing, by what was asked
 	roots    map[string]rootAnswer                         // by policy
 	passives map[string]rootAnswer                         // by policy and place in its list
+	free     map[string]chan struct{}                      // places for signatures under way, by authority
 	told     map[string]adminv2.RotationRequestState       // verdicts written, by UID, until the cache shows them
 }
 
@@ -86,7 +86,7 @@ type failure struct {
 // New returns a Keeper that does nothing yet.
 func New(cfg Config) *Keeper {
 	return &Keeper{
-		cfg: cfg, store: newStore(cfg.Client, cfg.Namespace), bell: make(chan struct{}, 1), free: make(chan struct{}, maxSigning),
+		cfg: cfg, store: newStore(cfg.Client, cfg.Namespace), bell: make(chan struct{}, 1), free: map[string]chan struct{}{},
 		inputs: map[string]trust.Input{}, statuses: map[mesh.ClusterName]*adminv2.ClusterCAStatus{}, signing: map[signKey]bool{},
 		failures: map[signKey]failure{}, roots: map[string]rootAnswer{}, passives: map[string]rootAnswer{}, told: map[string]adminv2.RotationRequestState{},
 	}
@@ -306,10 +306,8 @@ func (t *turn) report(ctx context.Context, obj *adminv2.RootTrustPolicy) error {
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	in := report.Trust{
-		Policy: t.policy, Input: t.input, Step: t.step, Conflicts: t.conflicts,
-		Issuing: t.k.issuing(t.policy.Source.Name),
-	}
+	in := report.Trust{Policy: t.policy, Input: t.input, Step: t.step, Conflicts: t.conflicts}
+	in.Issuing, in.Refusals = t.k.issuing(t.policy.Source.Name, identify(t.policy.Authority))
 	next := report.RootTrustPolicy(obj.Status, in, t.now)
 	if t.policy.Invalid == "" {
 		next.Rotation = &runtime.RawExtension{Raw: raw}
