@@ -29,7 +29,7 @@ func TestMain(m *testing.M) { os.Exit(kubetest.Main(m)) }
 // The page's paths, which the product derives the call from, and those of a real Vault: each signs.
 func TestVaultSigns(t *testing.T) {
 	v := startVault(t)
-	v.root("pki", "R1")
+	v.Root("pki", "R1")
 	for name, paths := range map[string][2]string{
 		"root/sign-intermediate": {"pki/ca", "pki/root/sign-intermediate"},
 		"v1":                     {"/v1/pki/cert/ca", "/v1/pki/root/sign-intermediate"},
@@ -37,7 +37,7 @@ func TestVaultSigns(t *testing.T) {
 		"issuer":                 {"", "pki/issuer/default/sign-intermediate"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := v.authority(paths[0], paths[1], v.token("pki/issuer/+/sign-intermediate"))
+			a := v.authority(paths[0], paths[1], v.Token("pki/issuer/+/sign-intermediate"))
 			roots, err := a.Roots(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -70,10 +70,10 @@ func TestVaultSigns(t *testing.T) {
 // A mount that is an intermediate itself: the chain is complete, the root last and left out.
 func TestVaultChain(t *testing.T) {
 	v := startVault(t)
-	v.root("pki_root", "R1")
-	v.intermediate("pki_int", "pki_root", true)
-	v.intermediate("pki_lost", "pki_root", false)
-	token := v.token("+/issuer/+/sign-intermediate")
+	v.Root("pki_root", "R1")
+	v.Intermediate("pki_int", "pki_root", true)
+	v.Intermediate("pki_lost", "pki_root", false)
+	token := v.Token("+/issuer/+/sign-intermediate")
 	for _, mount := range []string{"pki_int", "pki_lost"} { // pki_lost knows nothing above itself: caPath does
 		r, _ := request(t, "east")
 		got, err := v.authority("pki_root/ca", mount+"/root/sign-intermediate", token).SignIntermediate(t.Context(), r)
@@ -91,19 +91,19 @@ func TestVaultChain(t *testing.T) {
 // A second root appears and becomes the default: Roots shows it, and what began under the first is still signed under the first.
 func TestVaultSwitchOfTheDefaultIssuer(t *testing.T) {
 	v := startVault(t)
-	first := v.root("pki", "R1")
-	a := v.authority("pki/ca", "pki/root/sign-intermediate", v.token("pki/issuer/+/sign-intermediate"))
-	pinned := v.authority("pki/ca", "pki/issuer/"+first+"/sign-intermediate", v.token("pki/issuer/+/sign-intermediate"))
+	first := v.Root("pki", "R1")
+	a := v.authority("pki/ca", "pki/root/sign-intermediate", v.Token("pki/issuer/+/sign-intermediate"))
+	pinned := v.authority("pki/ca", "pki/issuer/"+first+"/sign-intermediate", v.Token("pki/issuer/+/sign-intermediate"))
 	before, err := a.Roots(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	second := v.post("pki/root/rotate/internal", map[string]any{"common_name": "R2", "issuer_name": "r2"})["issuer_id"]
+	second := v.Post("pki/root/rotate/internal", map[string]any{"common_name": "R2", "issuer_name": "r2"})["issuer_id"]
 	r, _ := request(t, "east")
 	if got, err := a.SignIntermediate(t.Context(), r); err != nil || !got.Root.Equal(before[0]) {
 		t.Errorf("before the switch: root %v, %v", got.Root, err)
 	}
-	v.post("pki/config/issuers", map[string]any{"default": second})
+	v.Post("pki/config/issuers", map[string]any{"default": second})
 	after, err := a.Roots(t.Context())
 	if err != nil || after[0].Subject.CommonName != "R2" {
 		t.Fatalf("after the switch: %v, %v", after, err)
@@ -128,8 +128,8 @@ func TestVaultSwitchOfTheDefaultIssuer(t *testing.T) {
 // A policy that allows nothing but the path that people wrote is enough, unless the default has moved meanwhile.
 func TestVaultNarrowPolicy(t *testing.T) {
 	v := startVault(t)
-	v.root("pki", "R1")
-	a := v.authority("pki/ca", "pki/root/sign-intermediate", v.token("pki/root/sign-intermediate"))
+	v.Root("pki", "R1")
+	a := v.authority("pki/ca", "pki/root/sign-intermediate", v.Token("pki/root/sign-intermediate"))
 	r, _ := request(t, "east")
 	if _, err := a.SignIntermediate(t.Context(), r); err != nil {
 		t.Fatal(err)
@@ -138,8 +138,8 @@ func TestVaultNarrowPolicy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	second := v.post("pki/root/rotate/internal", map[string]any{"common_name": "R2", "not_before_duration": "1h"})["issuer_id"]
-	v.post("pki/config/issuers", map[string]any{"default": second})
+	second := v.Post("pki/root/rotate/internal", map[string]any{"common_name": "R2", "not_before_duration": "1h"})["issuer_id"]
+	v.Post("pki/config/issuers", map[string]any{"default": second})
 	r.Root = mesh.FingerprintOf(before[0].Raw)
 	_, err = a.SignIntermediate(t.Context(), r)
 	misconfigured(t, err, "with another issuer than")
@@ -147,9 +147,9 @@ func TestVaultNarrowPolicy(t *testing.T) {
 
 func TestVaultRefusals(t *testing.T) {
 	v := startVault(t)
-	v.root("pki", "R1")
-	v.post("pki/roles/intermediate", map[string]any{"allow_any_name": true, "enforce_hostnames": false, "allowed_uri_sans": "*", "max_ttl": "8760h", "key_type": "any"})
-	all := v.token("+/sign/+", "+/issuer/+/sign-intermediate", "+/root/sign-intermediate")
+	v.Root("pki", "R1")
+	v.Post("pki/roles/intermediate", map[string]any{"allow_any_name": true, "enforce_hostnames": false, "allowed_uri_sans": "*", "max_ttl": "8760h", "key_type": "any"})
+	all := v.Token("+/sign/+", "+/issuer/+/sign-intermediate", "+/root/sign-intermediate")
 	sign := func(t *testing.T, csrPath, token string, change func(*authority.Request)) (authority.Answer, error) {
 		r, _ := request(t, "east")
 		if change != nil {
@@ -173,7 +173,7 @@ func TestVaultRefusals(t *testing.T) {
 		misconfigured(t, err, `no issuer "default" at mount "pki_root"`)
 	})
 	t.Run("policy", func(t *testing.T) {
-		_, err := sign(t, "pki/root/sign-intermediate", v.token("secret/*"), nil)
+		_, err := sign(t, "pki/root/sign-intermediate", v.Token("secret/*"), nil)
 		isRefused(t, err, `want a Vault policy with path "pki/root/sign-intermediate"`)
 	})
 	t.Run("token is no token", func(t *testing.T) {
@@ -184,22 +184,22 @@ func TestVaultRefusals(t *testing.T) {
 		}
 	})
 	t.Run("longer than the mount allows", func(t *testing.T) {
-		v.post("sys/mounts/pki/tune", map[string]any{"max_lease_ttl": "240h"})
+		v.Post("sys/mounts/pki/tune", map[string]any{"max_lease_ttl": "240h"})
 		a, err := sign(t, "pki/root/sign-intermediate", all, func(r *authority.Request) { r.TTL = 2000 * time.Hour })
 		if err != nil || !strings.Contains(a.Note, "max_lease_ttl") {
 			t.Errorf("note %q, %v", a.Note, err)
 		}
 	})
 	t.Run("longer than the issuer", func(t *testing.T) {
-		v.mount("short")
-		v.post("short/root/generate/internal", map[string]any{"common_name": "short", "ttl": "24h"})
+		v.Mount("short")
+		v.Post("short/root/generate/internal", map[string]any{"common_name": "short", "ttl": "24h"})
 		a, err := sign(t, "short/root/sign-intermediate", all, func(r *authority.Request) { r.TTL = 100 * time.Hour })
 		if err != nil || a.Chain[0].NotAfter.After(a.Root.NotAfter) || !strings.Contains(a.Note, "issuer's own end") {
 			t.Errorf("note %q, %v", a.Note, err)
 		}
 	})
 	t.Run("sealed", func(t *testing.T) { // the last: it stays so
-		v.post("sys/seal", nil)
+		v.Post("sys/seal", nil)
 		_, err := sign(t, "pki/root/sign-intermediate", all, nil)
 		if _, ok := authority.AsUnavailable(err); !ok || !strings.Contains(err.Error(), "sealed") {
 			t.Errorf("got %v", err)
@@ -210,13 +210,13 @@ func TestVaultRefusals(t *testing.T) {
 // Tokens end: one 403 leads to a new login, whatever the method.
 func TestVaultLogins(t *testing.T) {
 	v := startVault(t)
-	v.root("pki", "R1")
-	v.policy("sign", "pki/issuer/+/sign-intermediate")
+	v.Root("pki", "R1")
+	v.Policy("sign", "pki/issuer/+/sign-intermediate")
 	kube := v.kubernetes()
-	v.post("sys/auth/approle", map[string]any{"type": "approle"})
-	v.post("auth/approle/role/ambit", map[string]any{"token_policies": "sign"})
-	secretID := fmt.Sprint(v.post("auth/approle/role/ambit/secret-id", nil)["secret_id"])
-	roleID := fmt.Sprint(v.get("auth/approle/role/ambit/role-id")["role_id"])
+	v.Post("sys/auth/approle", map[string]any{"type": "approle"})
+	v.Post("auth/approle/role/ambit", map[string]any{"token_policies": "sign"})
+	secretID := fmt.Sprint(v.Post("auth/approle/role/ambit/secret-id", nil)["secret_id"])
+	roleID := fmt.Sprint(v.Get("auth/approle/role/ambit/role-id")["role_id"])
 	folder := t.TempDir()
 	if err := os.WriteFile(filepath.Join(folder, "token"), []byte(kube.token(t.Context(), "ambit")+"\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -230,7 +230,7 @@ func TestVaultLogins(t *testing.T) {
 		"kubernetes, mounted":    {mesh.Vault{Kubernetes: &mesh.VaultKubernetes{Mount: "auth/kubernetes", Role: "ambit", Folder: folder}}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c.vault.Server, c.vault.Mount, c.vault.SignPath = v.address, "pki", "pki/root/sign-intermediate"
+			c.vault.Server, c.vault.Mount, c.vault.SignPath = v.Address, "pki", "pki/root/sign-intermediate"
 			a := authority.Vault{Vault: c.vault, Secrets: c.secrets, Now: time.Now, Token: func(ctx context.Context, sa string) (string, error) { return kube.token(ctx, sa), nil }}.New()
 			for range 2 { // the second time with the token of the first
 				r, _ := request(t, "east")
@@ -238,7 +238,7 @@ func TestVaultLogins(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			v.post("sys/leases/revoke-prefix/auth", nil)
+			v.Post("sys/leases/revoke-prefix/auth", nil)
 			r, _ := request(t, "east")
 			if _, err := a.SignIntermediate(t.Context(), r); err != nil {
 				t.Errorf("after its token was revoked: %v", err)
@@ -247,7 +247,7 @@ func TestVaultLogins(t *testing.T) {
 	}
 	t.Run("another service account", func(t *testing.T) {
 		a := authority.Vault{
-			Vault: mesh.Vault{Server: v.address, Mount: "pki", SignPath: "pki/root/sign-intermediate", Kubernetes: &mesh.VaultKubernetes{Mount: "auth/kubernetes", Role: "ambit", ServiceAccount: "mallory"}},
+			Vault: mesh.Vault{Server: v.Address, Mount: "pki", SignPath: "pki/root/sign-intermediate", Kubernetes: &mesh.VaultKubernetes{Mount: "auth/kubernetes", Role: "ambit", ServiceAccount: "mallory"}},
 			Now:   time.Now, Token: func(ctx context.Context, sa string) (string, error) { return kube.token(ctx, sa), nil },
 		}.New()
 		r, _ := request(t, "east")
@@ -259,9 +259,9 @@ func TestVaultLogins(t *testing.T) {
 // Faults between us and Vault: each is told apart, and one Vault that hangs holds up nobody else.
 func TestVaultFaults(t *testing.T) {
 	v := startVault(t)
-	v.root("pki", "R1")
-	token := v.token("pki/issuer/+/sign-intermediate")
-	target, err := url.Parse(v.address)
+	v.Root("pki", "R1")
+	token := v.Token("pki/issuer/+/sign-intermediate")
+	target, err := url.Parse(v.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,8 +326,8 @@ func TestVaultFaults(t *testing.T) {
 // Vault's own certificate is verified by the bundle, and by nothing else.
 func TestVaultTLS(t *testing.T) {
 	v := startVault(t)
-	v.root("pki", "R1")
-	target, err := url.Parse(v.address)
+	v.Root("pki", "R1")
+	target, err := url.Parse(v.Address)
 	if err != nil {
 		t.Fatal(err)
 	}

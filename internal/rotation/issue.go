@@ -104,7 +104,7 @@ func (k *Keeper) askRoot(ctx context.Context, t *turn) {
 	}
 	external := t.policy.Authority.Generated == nil
 	due := t.step.Root != nil || external && t.now.Sub(a.at) > lookAtRoots && !t.step.Rotation.Current.Fingerprint.IsZero()
-	if a.asking || !due || t.now.Before(a.failure.again) {
+	if a.asking || !due || a.failure.pauses(t) {
 		return
 	}
 	generation := t.step.Rotation.Generation + 1
@@ -123,7 +123,7 @@ func (k *Keeper) askRoot(ctx context.Context, t *turn) {
 			return // the policy has changed meanwhile
 		}
 		a.asking = false
-		if a.failure = a.failure.next(err, time.Now()); err == nil {
+		if a.failure = a.failure.next(err, t, time.Now()); err == nil {
 			a.root = root
 		} else if ctx.Err() == nil {
 			k.cfg.Log.Warn("no root from the certificate authority", "policy", name, "authority", id, "error", err)
@@ -133,15 +133,37 @@ func (k *Keeper) askRoot(ctx context.Context, t *turn) {
 }
 
 // next is the failure after another answer: with growing pauses, or those that the authority asks for.
-func (f failure) next(err error, now time.Time) failure {
+func (f failure) next(err error, t *turn, now time.Time) failure {
 	if err == nil {
 		return failure{}
+	}
+	if f.spec != t.policy.Generation {
+		f.tries = 0
 	}
 	pause := min(time.Second<<min(f.tries, 10), maxBackoff)
 	if u, ok := authority.AsUnavailable(err); ok && u.RetryAfter > 0 {
 		pause = u.RetryAfter
 	}
-	return failure{err: err, tries: f.tries + 1, again: now.Add(pause)}
+	return failure{err: err, tries: f.tries + 1, again: now.Add(pause), spec: t.policy.Generation}
+}
+
+// askAgain is how long it takes until an authority may be asked again after a failure, 0 if there is none.
+func (k *Keeper) askAgain(policy string, now time.Time) time.Duration {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var wait time.Duration
+	soon := func(f failure) {
+		if f.err != nil {
+			wait = soonest(wait, max(f.again.Sub(now), settleFor))
+		}
+	}
+	soon(k.roots[policy].failure)
+	for key, f := range k.failures {
+		if key.policy == policy {
+			soon(f)
+		}
+	}
+	return wait
 }
 
 // fetchRoot gets the root that the policy's authority signs under now, and remembers by which authority.
@@ -222,7 +244,7 @@ func (k *Keeper) sign(ctx context.Context, t *turn) {
 		key := signKey{policy: t.policy.Source.Name, cluster: o.Cluster, slot: o.Slot, root: o.Root}
 		csr := k.cfg.Board.look(o.Cluster).requests[o.Slot]
 		k.mu.Lock()
-		skip := k.signing[key] || t.now.Before(k.failures[key].again) || csr == nil
+		skip := k.signing[key] || k.failures[key].pauses(t) || csr == nil
 		if !skip {
 			k.signing[key] = true
 		}
@@ -236,7 +258,7 @@ func (k *Keeper) sign(ctx context.Context, t *turn) {
 			k.mu.Lock()
 			defer k.mu.Unlock()
 			delete(k.signing, key)
-			if f := k.failures[key].next(err, time.Now()); err == nil {
+			if f := k.failures[key].next(err, t, time.Now()); err == nil {
 				delete(k.failures, key)
 			} else if ctx.Err() == nil {
 				k.failures[key] = f

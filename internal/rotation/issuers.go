@@ -68,7 +68,7 @@ func (i *Issuers) open(_ context.Context, p *mesh.RootTrustPolicy, a mesh.Author
 
 // keep returns the authority that was opened before with the same configuration, or opens it.
 func (i *Issuers) keep(a mesh.Authority, open func() authority.Authority) (authority.Authority, error) {
-	raw, err := json.Marshal(a)
+	raw, err := json.Marshal(a) //nolint:gosec // the name of a Secret, not what is in it
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", identify(a), err)
 	}

@@ -76,12 +76,15 @@ type signKey struct {
 	root    mesh.Fingerprint
 }
 
-// failure is an authority's last refusal, and when it may be asked again.
+// failure is an authority's last refusal, and when it may be asked again: after a pause, or when somebody has changed the policy.
 type failure struct {
 	err   error
 	tries int
 	again time.Time
+	spec  int64 // generation of the policy when it was asked
 }
+
+func (f failure) pauses(t *turn) bool { return t.now.Before(f.again) && f.spec == t.policy.Generation }
 
 // New returns a Keeper that does nothing yet.
 func New(cfg Config) *Keeper {
@@ -179,7 +182,7 @@ func (k *Keeper) round(ctx context.Context, wg *sync.WaitGroup, now time.Time) (
 		maps.Copy(directives, t.step.Directives)
 		maps.Copy(statuses, t.statuses)
 		inputs[p.Source.Name] = t.input
-		pause = soonest(pause, t.step.Wait)
+		pause = soonest(soonest(pause, t.step.Wait), k.askAgain(p.Source.Name, now))
 	}
 	if len(errs) == 0 || k.boardReady() {
 		k.cfg.Board.direct(directives)

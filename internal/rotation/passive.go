@@ -38,7 +38,7 @@ func (k *Keeper) passiveRoot(ctx context.Context, t *turn, i int, by mesh.Author
 	if a.authority != id {
 		a = rootAnswer{authority: id}
 	}
-	if !a.asking && t.now.Sub(a.at) > lookAtRoots && !t.now.Before(a.failure.again) {
+	if !a.asking && t.now.Sub(a.at) > lookAtRoots && !a.failure.pauses(t) {
 		a.asking, a.at = true, t.now
 		t.wg.Go(func() {
 			root, err := k.fetchPassive(ctx, t, i, by)
@@ -50,7 +50,7 @@ func (k *Keeper) passiveRoot(ctx context.Context, t *turn, i int, by mesh.Author
 				return // the policy has changed meanwhile
 			}
 			a.asking = false
-			if a.failure = a.failure.next(err, time.Now()); err == nil {
+			if a.failure = a.failure.next(err, t, time.Now()); err == nil {
 				a.root = root
 			} else if ctx.Err() == nil {
 				k.cfg.Log.Warn("a passive root is not known", "policy", t.policy.Source.Name, "authority", id, "error", err)
