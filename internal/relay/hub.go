@@ -310,7 +310,7 @@ func (h *Hub) Inventory(c mesh.ClusterName) (items map[synclog.Key][]byte, warm 
 	return cl.inventory.Snapshot().Items, warm
 }
 
-// TakeInventory returns what of a cluster's inventory has changed since the last call; after Forget, everything. For one caller. The values must not be changed.
+// TakeInventory returns what of a cluster's inventory has changed since the last call; after Forget, everything. For one caller, who keeps what it needs: the hub holds the values no longer. They must not be changed.
 func (h *Hub) TakeInventory(c mesh.ClusterName) (ch synclog.Changes, warm bool) {
 	h.mu.Lock()
 	cl := h.clusters[c]
@@ -319,7 +319,7 @@ func (h *Hub) TakeInventory(c mesh.ClusterName) (ch synclog.Changes, warm bool) 
 		return synclog.Changes{}, false
 	}
 	warm = cl.inventory.Warm() // before Take: at worst the next call says so
-	return cl.inventory.Take(), warm
+	return cl.inventory.TakeAway(), warm
 }
 
 // Changed waits until the session or the inventory of some clusters has changed since the last call, and returns their names,

@@ -3,6 +3,7 @@ package synclog
 import (
 	"bytes"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"sync"
 )
@@ -29,8 +30,21 @@ type Sink struct {
 }
 
 type held struct {
-	value      []byte
+	value      []byte // nil: taken away, or empty
+	size       int
+	sum        uint64 // of a value taken away
+	away       bool
 	generation uint64
+}
+
+var sums = maphash.MakeSeed() //nolint:gochecknoglobals // of values taken away; compared within the process only
+
+// is reports whether the value is v. By chance two values taken for the same would be one in 2^64.
+func (h *held) is(v []byte) bool {
+	if h.away {
+		return h.size == len(v) && h.sum == maphash.Bytes(sums, v)
+	}
+	return bytes.Equal(h.value, v)
 }
 
 // NewSink makes an empty state. With track, it remembers which keys have changed, for Take.
@@ -156,12 +170,13 @@ func (k *Sink) apply(it Item) error {
 		}
 		return nil
 	}
-	if had && bytes.Equal(old.value, it.Value) { // sent anew
+	if had && old.is(it.Value) { // sent anew
 		delete(k.doomed, it.Key)
-		k.items[it.Key] = held{old.value, k.generation}
+		old.generation = k.generation
+		k.items[it.Key] = old
 		return nil
 	}
-	grow := int64(len(it.Value) - len(old.value))
+	grow := int64(len(it.Value) - old.size)
 	n := len(k.items)
 	if !had {
 		n++
@@ -171,7 +186,7 @@ func (k *Sink) apply(it Item) error {
 		return fmt.Errorf("item %q: the log would have %d items and %d bytes: at most %d and %d are kept", it.Key, n, k.bytes+grow, k.limits.Items, k.limits.Bytes)
 	}
 	delete(k.doomed, it.Key)
-	k.items[it.Key] = held{it.Value, k.generation}
+	k.items[it.Key] = held{value: it.Value, size: len(it.Value), generation: k.generation}
 	k.bytes += grow
 	k.note(it.Key)
 	return nil
@@ -208,7 +223,7 @@ func (k *Sink) finish() {
 	}
 	for key := range k.doomed {
 		h := k.items[key]
-		k.bytes -= int64(len(h.value) + len(key.Type) + len(key.Name))
+		k.bytes -= int64(h.size + len(key.Type) + len(key.Name))
 		delete(k.items, key)
 		k.note(key)
 	}
@@ -252,7 +267,7 @@ func (k *Sink) Len() int {
 	return len(k.items)
 }
 
-// Snapshot copies the map, not the values.
+// Snapshot copies the map, not the values; a value that was taken away is nil.
 func (k *Sink) Snapshot() Snapshot {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -267,13 +282,21 @@ func (k *Sink) Snapshot() Snapshot {
 func (k *Sink) News() <-chan struct{} { return k.news }
 
 // Take returns what has changed since the last Take.
-func (k *Sink) Take() Changes {
+func (k *Sink) Take() Changes { return k.take(false) }
+
+// TakeAway is Take for a caller who keeps what it is given: the values are not held any longer, and Snapshot shows the keys only.
+func (k *Sink) TakeAway() Changes { return k.take(true) }
+
+func (k *Sink) take(away bool) Changes {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	c := Changes{Set: map[Key][]byte{}, Complete: k.complete, Position: k.pos}
 	for key := range k.seen {
 		if h, ok := k.items[key]; ok {
 			c.Set[key] = h.value
+			if away {
+				k.items[key] = held{size: h.size, sum: maphash.Bytes(sums, h.value), away: true, generation: h.generation}
+			}
 		} else {
 			c.Deleted = append(c.Deleted, key)
 		}

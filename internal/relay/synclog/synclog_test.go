@@ -464,3 +464,33 @@ func BenchmarkSet(b *testing.B) {
 		_ = s.Set(Key{"object", fmt.Sprint(i % 40000)}, []byte(fmt.Sprint(i)))
 	}
 }
+
+// TestTakeAway: what was taken away is not held, and still known: sent anew it is no change, another value is, and its absence is a deletion.
+func TestTakeAway(t *testing.T) {
+	s, k := NewSource("e1"), NewSink(Limits{}, true)
+	mustSet(t, s, "a", "1")
+	mustSet(t, s, "b", "2")
+	mustSet(t, s, "empty", "")
+	s.SetComplete(true)
+	drain(t, s.Cursor(k.Resume()), k)
+	if got := k.TakeAway(); len(got.Set) != 3 || string(got.Set[key("a")]) != "1" {
+		t.Errorf("first: %v", got)
+	}
+	for name, v := range k.Snapshot().Items {
+		if v != nil {
+			t.Errorf("%v is held: %q", name, v)
+		}
+	}
+	again := NewSource("e2") // the sender restarted: all is sent anew
+	mustSet(t, again, "a", "1")
+	mustSet(t, again, "b", "3")
+	again.SetComplete(true)
+	drain(t, again.Cursor(k.Resume()), k)
+	got := k.TakeAway()
+	if len(got.Set) != 1 || string(got.Set[key("b")]) != "3" || len(got.Deleted) != 1 || got.Deleted[0] != key("empty") {
+		t.Errorf("after a restart: %v", got)
+	}
+	if k.bytes != int64(len("1")+len("3")+2*len(key("a").Type)+2) {
+		t.Errorf("%d bytes are counted", k.bytes)
+	}
+}
