@@ -12,7 +12,7 @@ TOOLS    := $(BIN)/tools
 LAB      := $(BIN)/lab
 STATE    ?= $(CURDIR)/.lab
 # Modules of this repository, each with its own go.mod, so that the product's stays lean.
-MODULES  := . lab lab/kube lab/istio lab/vault tools
+MODULES  := . lab lab/kube lab/istio lab/vault lab/certmanager tools
 # LAB_CLUSTERS=n is the number of workload clusters (default 4, the last one unregistered).
 LAB_UP   := --state $(STATE) --trust policy $(if $(LAB_CLUSTERS),--clusters $(LAB_CLUSTERS)) $(LAB_FLAGS)
 export CGO_ENABLED := 0
@@ -50,7 +50,7 @@ test: ## everything: verify, unit, lab and end-to-end tests, side by side where 
 	@hack/test.sh
 
 unit: assets counterparts ## the product's own tests, on a real API server where they need one
-	@KUBEBUILDER_ASSETS=$$($(LABBUILD) assets) AMBIT_TEST_VAULT=$$($(LABBUILD) vault) go test ./api/... ./charts/... ./cmd/... ./internal/... ./test/kubetest/...
+	@KUBEBUILDER_ASSETS=$$($(LABBUILD) assets) AMBIT_TEST_VAULT=$$($(LABBUILD) vault) AMBIT_TEST_CERTMANAGER=$$($(LABBUILD) certmanager) go test ./api/... ./charts/... ./cmd/... ./internal/... ./test/kubetest/...
 
 LABBUILD := $(BIN)/labbuild
 .PHONY: $(LABBUILD) assets counterparts lab-binaries
@@ -58,8 +58,9 @@ $(LABBUILD):
 	@cd lab && go build -trimpath -o $(LABBUILD) ./cmd/labbuild
 assets: $(LABBUILD) ## kube-apiserver, etcd and kubectl, built from Go modules once
 	@$(LABBUILD) assets >/dev/null
-counterparts: $(LABBUILD) ## what only tests run, built from Go modules once: a Vault server
+counterparts: $(LABBUILD) ## what only tests run, built from Go modules once: a Vault server, cert-manager's controllers
 	@$(LABBUILD) vault >/dev/null
+	@$(LABBUILD) certmanager >/dev/null
 lab-binaries: $(LABBUILD) ## everything the lab runs, built from Go modules once
 	@$(LABBUILD) all >/dev/null
 
@@ -67,6 +68,7 @@ lab-test: lab-binaries ## the lab's own tests
 	@cd lab && go test -count=1 ./...
 	@cd lab/kube && go vet ./...
 	@cd lab/vault && go vet ./...
+	@cd lab/certmanager && go vet ./...
 	@cd lab/istio && go test -count=1 ./...
 
 e2e: build lab-binaries ## numbered scenarios against the whole lab

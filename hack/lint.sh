@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
-for m in . lab lab/istio lab/vault tools; do
+for m in . lab lab/istio lab/vault lab/certmanager tools; do
   echo "lint: module $m"
   (cd "$m" && "$1" run --config "$root/.golangci.yml" ./...)
 done

@@ -52,6 +52,9 @@ func Mapper() meta.RESTMapper {
 		issuancev2.GroupVersion(): {
 			"IssuedCertificate": meta.RESTScopeNamespace, "CertificateRequest": meta.RESTScopeNamespace, "PodBounceDirective": meta.RESTScopeNamespace,
 		},
+		{Group: "cert-manager.io", Version: "v1"}: { // asked only where a RootTrustPolicy names an issuer
+			"CertificateRequest": meta.RESTScopeNamespace, "Issuer": meta.RESTScopeNamespace, "ClusterIssuer": meta.RESTScopeRoot,
+		},
 		securityv2.GroupVersion(): {"AccessPolicy": meta.RESTScopeNamespace, "PolicyOverride": meta.RESTScopeNamespace},
 	} {
 		for kind, scope := range kinds {

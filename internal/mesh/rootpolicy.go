@@ -126,7 +126,10 @@ type AWSPrivateCA struct {
 }
 
 // CertManager is an issuer of cert-manager.
-type CertManager struct{ Group, Kind, Name string }
+type CertManager struct {
+	Group, Kind, Name string
+	RootSecret        string // name of the Secret with the root; empty: what cert-manager tells
+}
 
 // TrustOf reads a spec that has no faults.
 func TrustOf(spec *adminv2.RootTrustPolicySpec) Trust {
@@ -167,7 +170,7 @@ func authorityOf(c *adminv2.RootTrustConfig) Authority {
 			return Authority{AWS: awsOf(a.AWSPrivateCa)}
 		case a.CertManager != nil:
 			r := a.CertManager.IssuerRef
-			return Authority{CertManager: &CertManager{Group: cmp.Or(r.Group, "cert-manager.io"), Kind: cmp.Or(r.Kind, "Issuer"), Name: r.Name}}
+			return Authority{CertManager: &CertManager{Group: cmp.Or(r.Group, "cert-manager.io"), Kind: cmp.Or(r.Kind, "Issuer"), Name: r.Name, RootSecret: nameOf(a.CertManager.RootSecretRef)}}
 		}
 	}
 	if c.MgmtServerCa == nil {

@@ -55,7 +55,7 @@ func identify(a mesh.Authority) string {
 	case a.AWS != nil:
 		return "AWS Private CA " + a.AWS.ARN
 	case a.CertManager != nil:
-		return fmt.Sprintf("cert-manager %s %s", a.CertManager.Kind, a.CertManager.Name)
+		return fmt.Sprintf("cert-manager %s.%s %s", a.CertManager.Kind, a.CertManager.Group, a.CertManager.Name)
 	default:
 		return "nothing"
 	}

@@ -12,8 +12,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	"ambitmesh.dev/ambit/internal/authority"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/pki"
@@ -32,7 +34,7 @@ type Issuers struct {
 	namespace string
 
 	mu   sync.Mutex
-	kept map[string]authority.Authority // external ones keep their logins, by all that the policy says of them
+	kept map[string]authority.Authority // external ones keep their logins, by policy and all that it says of them
 }
 
 // NewIssuers returns Issuers that read Secrets of namespace.
@@ -60,28 +62,32 @@ func (i *Issuers) open(_ context.Context, p *mesh.RootTrustPolicy, a mesh.Author
 	case a.Secret != "":
 		return authority.FromSecret{Secrets: secrets, Secret: a.Secret, Now: time.Now}.New(), nil
 	case a.Vault != nil:
-		return i.keep(a, authority.Vault{Vault: *a.Vault, Secrets: secrets, Token: i.token, Now: time.Now}.New)
+		return i.keep(p, a, authority.Vault{Vault: *a.Vault, Secrets: secrets, Token: i.token, Now: time.Now}.New)
+	case a.CertManager != nil:
+		owner := metav1.OwnerReference{APIVersion: adminv2.GroupVersion().String(), Kind: "RootTrustPolicy", Name: p.Source.Name, UID: types.UID(p.UID)}
+		return i.keep(p, a, authority.CertManager{CertManager: *a.CertManager, Client: i.client, Namespace: i.namespace, Owner: owner, Secrets: secrets, Now: time.Now}.New)
 	default:
 		return nil, &authority.Misconfigured{Detail: identify(a), Fix: "this version of the management server can't use it yet: use mgmtServerCa"}
 	}
 }
 
-// keep returns the authority that was opened before with the same configuration, or opens it.
-func (i *Issuers) keep(a mesh.Authority, open func() authority.Authority) (authority.Authority, error) {
+// keep returns the authority that was opened before for the policy with the same configuration, or opens it.
+func (i *Issuers) keep(p *mesh.RootTrustPolicy, a mesh.Authority, open func() authority.Authority) (authority.Authority, error) {
 	raw, err := json.Marshal(a) //nolint:gosec // the name of a Secret, not what is in it
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", identify(a), err)
 	}
+	key := p.UID + " " + string(raw)
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if have := i.kept[string(raw)]; have != nil {
+	if have := i.kept[key]; have != nil {
 		return have, nil
 	}
 	if len(i.kept) >= maxOpen {
 		clear(i.kept) // they log in again
 	}
-	i.kept[string(raw)] = open()
-	return i.kept[string(raw)], nil
+	i.kept[key] = open()
+	return i.kept[key], nil
 }
 
 // token asks for a token of a service account of the admin namespace.

@@ -54,6 +54,7 @@ func (r *rules) agentCa(path *field.Path, a *adminv2.AgentCa, namespace string) 
 				r.enum(p.Child("kind"), v.IssuerRef.Kind, "Issuer", "ClusterIssuer")
 			}
 		}
+		r.ref(path.Child("certManager", "rootSecretRef"), v.RootSecretRef, namespace, "Secret")
 	}
 }
 

@@ -109,6 +109,10 @@ type AWSPrivateCA struct {
 type CertManagerCA struct {
 	// IssuerRef as in a Certificate of cert-manager.
 	IssuerRef CertManagerIssuerRef `json:"issuerRef"`
+	// RootSecretRef is a Secret with the issuer's root in ca.crt or root-cert.pem, in the namespace of this policy. Absent: the root that cert-manager tells with its answers, where it
+	// does.
+	// +optional
+	RootSecretRef *ObjectRef `json:"rootSecretRef,omitempty"`
 }
 
 // CertManagerIssuerRef names an issuer of cert-manager.

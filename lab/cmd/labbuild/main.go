@@ -2,8 +2,8 @@
 // prints where they are.
 //
 // In: "assets" (only kube-apiserver, etcd and kubectl, for envtest), "vault" (a Vault
-// server, for tests) or "all" that the lab runs. Out: one line on standard output, the
-// folder for KUBEBUILDER_ASSETS or the path of Vault, or for "all" one line NAME=PATH for
+// server, for tests), "certmanager" (cert-manager's controllers, for tests) or "all" that the lab runs. Out: one line on standard output, the
+// folder for KUBEBUILDER_ASSETS or the path of the program, or for "all" one line NAME=PATH for
 // each result; progress goes to standard error. It must print nothing
 // else on standard output, since scripts read it:
 //
@@ -25,10 +25,10 @@ import (
 	"ambitmesh.dev/ambit/lab/internal/build"
 )
 
-const usage = "usage: labbuild assets | vault | all   (run it anywhere below the repository)"
+const usage = "usage: labbuild assets | vault | certmanager | all   (run it anywhere below the repository)"
 
 func main() {
-	if len(os.Args) != 2 || !slices.Contains([]string{"assets", "vault", "all"}, os.Args[1]) {
+	if len(os.Args) != 2 || !slices.Contains([]string{"assets", "vault", "certmanager", "all"}, os.Args[1]) {
 		fmt.Fprintln(os.Stderr, usage)
 		os.Exit(2)
 	}
@@ -61,6 +61,8 @@ func run(ctx context.Context, what string) error {
 		o.Targets = []build.Target{build.Kube}
 	case "vault":
 		o.Targets = []build.Target{build.Vault}
+	case "certmanager":
+		o.Targets = []build.Target{build.CertManager}
 	}
 	b, err := build.Ensure(ctx, o)
 	if err != nil {
@@ -72,6 +74,9 @@ func run(ctx context.Context, what string) error {
 		return nil
 	case "vault":
 		fmt.Fprintln(os.Stdout, b.Vault)
+		return nil
+	case "certmanager":
+		fmt.Fprintln(os.Stdout, b.CertManager)
 		return nil
 	}
 	fmt.Fprintf(os.Stdout, "kube=%s\nassets=%s\nistiod=%s\nistio=%s\ngateway-api=%s\n", b.Kube, b.Assets, b.Istiod, b.IstioDir, b.GatewayAPIDir)

@@ -1,6 +1,6 @@
 // Package build makes the lab's heavy binaries from Go modules, once.
 //
-// In: the modules lab/kube, lab/istio and lab/vault of this repository, the Go toolchain and a
+// In: the modules lab/kube, lab/istio, lab/vault and lab/certmanager of this repository, the Go toolchain and a
 // cache folder. Out: paths of complete binaries, charts and CRDs in that cache. It
 // must not leave anything half-built where a reader would look, must not build the
 // same thing twice at a time, and must not change the repository.
@@ -29,6 +29,8 @@ const (
 	Istio Target = "istio"
 	// Vault is a Vault server, for tests of the driver. Built only when asked for.
 	Vault Target = "vault"
+	// CertManager is cert-manager's controllers with their CRDs, for tests of the driver. Built only when asked for.
+	CertManager Target = "certmanager"
 )
 
 // Options say what to build, from where to where.
@@ -65,6 +67,8 @@ type Binaries struct {
 	GatewayAPIDir string
 	// Vault is the program of lab/vault.
 	Vault string
+	// CertManager is the program of lab/certmanager; its CRDs are in the folder crds beside it.
+	CertManager string
 }
 
 // DefaultCacheDir is $AMBIT_LAB_CACHE, or else the folder ambit-lab in the user's
@@ -129,6 +133,8 @@ func (b *Binaries) set(t Target, dir string) {
 		b.IstioDir, b.GatewayAPIDir = filepath.Join(dir, "istio"), filepath.Join(dir, "gateway-api")
 	case Vault:
 		b.Vault = filepath.Join(dir, "vault")
+	case CertManager:
+		b.CertManager = filepath.Join(dir, "certmanager")
 	}
 }
 

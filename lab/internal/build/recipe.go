@@ -70,6 +70,10 @@ func recipes(root string) map[Target]recipe {
 			},
 		},
 		Vault: {name: "vault", module: filepath.Join(root, "lab", "vault"), pkg: ".", out: "vault", cpuSeconds: 300},
+		CertManager: {
+			name: "certmanager", module: filepath.Join(root, "lab", "certmanager"), pkg: ".", out: "certmanager", cpuSeconds: 220,
+			copies: []moduleFolder{{"github.com/cert-manager/cert-manager", "deploy/crds", "crds"}},
+		},
 	}
 }
 
