@@ -50,7 +50,7 @@ test: ## everything: verify, unit, lab and end-to-end tests, side by side where 
 	@hack/test.sh
 
 unit: assets counterparts ## the product's own tests, on a real API server where they need one
-	@KUBEBUILDER_ASSETS=$$($(LABBUILD) assets) AMBIT_TEST_VAULT=$$($(LABBUILD) vault) AMBIT_TEST_CERTMANAGER=$$($(LABBUILD) certmanager) go test ./api/... ./charts/... ./cmd/... ./internal/... ./test/kubetest/...
+	@KUBEBUILDER_ASSETS=$$($(LABBUILD) assets) AMBIT_TEST_VAULT=$$($(LABBUILD) vault) AMBIT_TEST_CERTMANAGER=$$($(LABBUILD) certmanager) AMBIT_TEST_MOTO=$$(hack/moto.sh) go test ./api/... ./charts/... ./cmd/... ./internal/... ./test/kubetest/...
 
 LABBUILD := $(BIN)/labbuild
 .PHONY: $(LABBUILD) assets counterparts lab-binaries

@@ -39,8 +39,13 @@ func leaf(t *testing.T, issuer *x509.Certificate, issuerKey, key crypto.Signer) 
 
 func sign(t *testing.T, issuer *x509.Certificate, issuerKey, key crypto.Signer, c *x509.Certificate) *x509.Certificate {
 	t.Helper()
-	c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(time.Now().UnixNano()), time.Now().Add(-time.Hour), time.Now().Add(5000*time.Hour)
-	der, err := x509.CreateCertificate(rand.Reader, c, issuer, key.Public(), issuerKey)
+	return signKey(t, issuer, issuerKey, key.Public(), c, time.Now().Add(5000*time.Hour))
+}
+
+func signKey(t *testing.T, issuer *x509.Certificate, issuerKey crypto.Signer, key crypto.PublicKey, c *x509.Certificate, until time.Time) *x509.Certificate {
+	t.Helper()
+	c.SerialNumber, c.NotBefore, c.NotAfter = big.NewInt(time.Now().UnixNano()), time.Now().Add(-time.Hour), until
+	der, err := x509.CreateCertificate(rand.Reader, c, issuer, key, issuerKey)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,8 +66,10 @@ func (i *Issuers) open(_ context.Context, p *mesh.RootTrustPolicy, a mesh.Author
 	case a.CertManager != nil:
 		owner := metav1.OwnerReference{APIVersion: adminv2.GroupVersion().String(), Kind: "RootTrustPolicy", Name: p.Source.Name, UID: types.UID(p.UID)}
 		return i.keep(p, a, authority.CertManager{CertManager: *a.CertManager, Client: i.client, Namespace: i.namespace, Owner: owner, Secrets: secrets, Now: time.Now}.New)
+	case a.AWS != nil:
+		return i.keep(p, a, authority.AWSPrivateCA{AWSPrivateCA: *a.AWS, Secrets: secrets, Now: time.Now}.New)
 	default:
-		return nil, &authority.Misconfigured{Detail: identify(a), Fix: "this version of the management server can't use it yet: use mgmtServerCa"}
+		return nil, &authority.Misconfigured{Detail: "the policy names no authority"}
 	}
 }
 
