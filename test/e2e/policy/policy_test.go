@@ -76,6 +76,17 @@ func Test00OpenWithoutAPolicy(t *testing.T) {
 	})
 }
 
+// Test00 is the page's check, by its own words, on clusters that are in order.
+func Test00TheClustersFitTogether(t *testing.T) {
+	out := lab.Run(t, `meshctl multicluster check --contexts cluster-1,cluster-2,cluster-3 --precheck --plain`)
+	if strings.Count(out, "=== Cluster: ") != 3 || strings.Contains(out, "[error]") || strings.Contains(out, "[warning]") {
+		t.Error(out)
+	}
+	if line := lab.Try(t, `meshctl --context cluster-1 multicluster check | grep "Shared Services"`); !strings.Contains(line.Out, "globally shared service(s)") {
+		t.Errorf("%+v", line)
+	}
+}
+
 func Test01PageOnlyPaymentsMayCallBilling(t *testing.T) {
 	lab.Run(t, page)
 	lab.Eventually(t, 30*time.Second, fmt.Sprintf(status, "billing-allow-payments"), func(out string) bool { return out == "ACCEPTED 3/3" })
