@@ -20,7 +20,11 @@ type ClusterInfo struct {
 	RootNamespace     string      `json:"rootNamespace,omitempty"`     // whose policies hold in every namespace (MeshConfig rootNamespace); empty: IstioNamespace
 	IstioRevision     string      `json:"istioRevision,omitempty"`     // label istio.io/rev of that istiod
 	IstioClusterID    string      `json:"istioClusterID,omitempty"`    // what that istiod calls this cluster; telemetry and remote secrets use it
-	Warnings          []string    `json:"warnings,omitempty"`          // what the agent could not find out, and why
+	// AutomaticPeering is PEERING_AUTOMATIC_LOCAL_GATEWAY of that istiod: "true", "false" or empty.
+	AutomaticPeering string `json:"automaticPeering,omitempty"`
+	// NodeAddresses are a few addresses of nodes, sorted; only where an east-west gateway is reached by node ports.
+	NodeAddresses []string `json:"nodeAddresses,omitempty"`
+	Warnings      []string `json:"warnings,omitempty"` // what the agent could not find out, and why
 }
 
 // How an agent marks what it applies.

@@ -51,6 +51,7 @@ type ServicePort struct {
 	TargetPort string `json:"targetPort,omitempty"` // a number or a name; empty: Number
 	Protocol   string `json:"protocol,omitempty"`   // empty: TCP
 	App        string `json:"app,omitempty"`        // appProtocol
+	NodePort   int32  `json:"nodePort,omitempty"`   // of Services of east-west gateways only
 }
 
 // ServiceAccount is what an agent reports of a ServiceAccount.

@@ -14,6 +14,8 @@ type Snapshot struct {
 	ManagementCluster string
 	// AdminNamespace is where the KubernetesClusters are, and where each cluster's agent lives.
 	AdminNamespace string
+	// Peering: peers of clusters are kept (featureGates.ConfigDistribution).
+	Peering bool
 	// Clusters are the registered clusters, sorted by name.
 	Clusters []Cluster
 	// Namespaces of the management cluster with their labels: where policies may lie. nil: not known yet.
@@ -38,6 +40,7 @@ type Cluster struct {
 	Labels        map[string]string
 	ClusterDomain string
 	SkipWarming   bool
+	Peering       PeerSettings
 	RegisteredBy  string
 	RegisteredAt  time.Time
 	// UID is the kube-system UID its first session gave; empty: it has never connected.
