@@ -27,6 +27,17 @@ func (m *testMesh) secret(name string, data map[string][]byte) {
 	}
 }
 
+// aMinuteLater lets the keeper look at the policy's root at once.
+func (m *testMesh) aMinuteLater(policy string) {
+	k := m.keeper
+	k.mu.Lock()
+	a := k.roots[policy]
+	a.at = a.at.Add(-lookAtRoots - time.Second)
+	k.roots[policy] = a
+	k.mu.Unlock()
+	k.Ring()
+}
+
 func generated(algorithm adminv2.KeyAlgorithm, bits uint32) adminv2.RootTrustConfig {
 	return adminv2.RootTrustConfig{MgmtServerCa: &adminv2.MgmtServerCa{Generated: &adminv2.CommonCertOptions{KeyAlgorithm: algorithm, RSAKeySizeBytes: bits}}}
 }
@@ -56,10 +67,15 @@ func TestChangesOfTheAuthorityRotate(t *testing.T) {
 		{"RSA-4096", func() { m.apply("a", generated("", 4096)) }, "generated RSA-4096"},
 		{"ECDSA", func() { m.apply("a", generated(adminv2.KeyECDSAP256, 0)) }, "generated ECDSA-P256"},
 		{"Vault", func() { m.apply("a", inVault(v.Address, sign, "")) }, "Vault " + v.Address},
+		{"another default issuer in Vault", func() {
+			next := v.Post("pki/root/rotate/internal", map[string]any{"common_name": "R2", "not_before_duration": "1h"})
+			v.Post("pki/config/issuers", map[string]any{"default": next["issuer_id"]})
+			m.aMinuteLater("a")
+		}, "Vault " + v.Address},
 		{"another issuer in Vault, pinned by the policy", func() {
-			v.Post("pki/root/rotate/internal", map[string]any{"common_name": "R2", "issuer_name": "r2", "not_before_duration": "1h"})
-			m.apply("a", inVault(v.Address, sign, "r2"))
-		}, "pki/root/sign-intermediate r2"},
+			v.Post("pki/root/rotate/internal", map[string]any{"common_name": "R3", "issuer_name": "r3", "not_before_duration": "1h"})
+			m.apply("a", inVault(v.Address, sign, "r3"))
+		}, "pki/root/sign-intermediate r3"},
 		{"generated again", func() { m.apply("a", generated(adminv2.KeyECDSAP256, 0)) }, "generated ECDSA-P256"},
 	} {
 		step.change()

@@ -49,12 +49,18 @@ func Start(t *testing.T) *Server {
 	if len(said) < 2 {
 		t.Fatal("Vault did not start")
 	}
-	c, err := vaultapi.NewClient(&vaultapi.Config{Address: said[0]})
+	return At(t, said[0], said[1])
+}
+
+// At is a Vault that runs elsewhere, and its root token.
+func At(t *testing.T, address, token string) *Server {
+	t.Helper()
+	c, err := vaultapi.NewClient(&vaultapi.Config{Address: address})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.SetToken(said[1])
-	return &Server{Address: said[0], Client: c, t: t}
+	c.SetToken(token)
+	return &Server{Address: address, Client: c, t: t}
 }
 
 // Post writes to a path, and returns the data of the answer.

@@ -40,6 +40,9 @@ EOF`
 // stands is "PHASE STATE GENERATION-OF-THE-ACTIVE-ROOT".
 const stands = `kubectl --context mgmt -n gloo-mesh get roottrustpolicy root-trust-policy -o jsonpath='{.status.phase} {.status.state} {.status.roots[?(@.role=="Active")].generation}'`
 
+// says is what a person reads.
+const says = `kubectl --context mgmt -n gloo-mesh get roottrustpolicy root-trust-policy -o jsonpath='{.status.phase} {.status.message}'`
+
 // ask makes a RotationRequest, as `meshctl trust` does.
 func ask(t *testing.T, action, more string) {
 	t.Helper()
@@ -182,7 +185,6 @@ func Test05RollbackWhileSwitching(t *testing.T) {
 
 func Test06AClusterThatDropsOutIsWaitedFor(t *testing.T) {
 	a := load(t, "payments/cluster-1", "billing/cluster-2", 50, 110*time.Second)
-	const says = `kubectl --context mgmt -n gloo-mesh get roottrustpolicy root-trust-policy -o jsonpath='{.status.phase} {.status.message}'`
 	ask(t, "Rotate", "")
 	lab.Eventually(t, time.Minute, stands, func(out string) bool { return strings.HasPrefix(out, "AddingRoot ") })
 	lab.Run(t, `lab partition cluster-3 on --state "$PWD"`)
@@ -217,8 +219,33 @@ for c in cluster-1 cluster-2 cluster-3; do
   kubectl --context $c -n istio-system rollout restart deploy/istiod-gloo >/dev/null
 done`
 
-// Test07TheManualRecipeLosesConnections shows that the measurement above can see a broken handshake. It is the last: what it leaves is of no use.
-func Test07TheManualRecipeLosesConnections(t *testing.T) {
+// Test07FromAGeneratedRootToVault is the page's "With Vault as the upstream root of trust", word for word but for the server's name; and then with the path that Vault has.
+func Test07FromAGeneratedRootToVault(t *testing.T) {
+	lab.Eventually(t, 4*time.Minute, stands, func(out string) bool { return strings.HasPrefix(out, "Steady ACCEPTED ") }) // what the scenario before has left
+	startVault(t)
+	a := load(t, "payments/cluster-1", "billing/cluster-2", 60, 75*time.Second)
+	lab.Run(t, inVault("pki_root/sign/intermediate"))
+	lab.Eventually(t, time.Minute, says, func(out string) bool {
+		return strings.Contains(out, "pki_root/sign/intermediate names a role, and roles sign leaves only: use pki_root/root/sign-intermediate")
+	})
+	began := time.Now()
+	lab.Run(t, inVault("pki_root/root/sign-intermediate"))
+	issuer := `kubectl --context mgmt -n gloo-mesh get roottrustpolicy root-trust-policy -o jsonpath='{.status.phase} {.status.state} {.status.roots[*].issuer}'`
+	lab.Eventually(t, 3*time.Minute, issuer, func(out string) bool {
+		return out == "Steady ACCEPTED Vault http://vault.vault.svc:8200 pki_root pki_root/root/sign-intermediate"
+	})
+	t.Logf("under Vault's root after %s", time.Since(began).Round(time.Second))
+	a().whole(t)
+	for _, c := range []string{"cluster-1", "cluster-2", "cluster-3"} {
+		out := lab.Run(t, `kubectl --context mgmt -n gloo-mesh get kubernetescluster `+c+` -o jsonpath='{.status.caStatus.rotation} {.status.caStatus.intermediate.issuer}'`)
+		if out != "Succeeded CN=Root in Vault" {
+			t.Errorf("%s: %s", c, out)
+		}
+	}
+}
+
+// Test08TheManualRecipeLosesConnections shows that the measurement above can see a broken handshake. It is the last: what it leaves is of no use.
+func Test08TheManualRecipeLosesConnections(t *testing.T) {
 	lab.Run(t, `kubectl --context mgmt -n gloo-mesh delete roottrustpolicy root-trust-policy`)
 	a := load(t, "payments/cluster-1", "billing/cluster-2", 100, 60*time.Second)
 	lab.Run(t, naive)
