@@ -286,8 +286,8 @@ func TestNoCABundle(t *testing.T) {
 	if strings.Contains(manifest, "caBundle") {
 		t.Error("the chart renders a caBundle")
 	}
-	if n := strings.Count(manifest, "failurePolicy: Fail"); n != 4 {
-		t.Errorf("%d webhooks fail closed, want 4", n)
+	if n := strings.Count(manifest, "failurePolicy: Fail"); n != 6 {
+		t.Errorf("%d webhooks and policies fail closed, want 6", n)
 	}
 	if strings.Contains(manifest, "kind: Secret") {
 		t.Error("the chart renders a Secret: an upgrade could change one of the relay family and not the others")
