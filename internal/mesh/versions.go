@@ -5,6 +5,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Capability is something that a version of istiod or ztunnel can do, or a fault that it has.
@@ -71,6 +72,11 @@ func Versions() []VersionRow {
 
 // IstiodCan reports whether an istiod of a version has a capability. An unknown version has none.
 func IstiodCan(version string, c Capability) bool { return can("istiod", version, c) }
+
+// IstiodStale reports whether an istiod has the fault RemoteStale. 1.31.0-rc.0 has it, though its release line does not.
+func IstiodStale(version string) bool {
+	return IstiodCan(version, RemoteStale) || strings.HasPrefix(strings.TrimPrefix(version, "v"), "1.31.0-rc.0")
+}
 
 // ZtunnelCan is IstiodCan for ztunnel.
 func ZtunnelCan(version string, c Capability) bool { return can("ztunnel", version, c) }

@@ -56,29 +56,21 @@ func ask(ctx context.Context, q question) (answer, error) {
 	token, tokenErr := q.token()
 	var mu sync.Mutex
 	var unverified, unreached error // gRPC has reasons as text only
-	conn, err := grpc.NewClient("passthrough:///"+q.address,
-		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-			c, err := q.dial(ctx, "tcp", address)
-			mu.Lock()
-			defer mu.Unlock()
-			unreached = err
-			return c, err
-		}),
-		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithUserAgent("gloo-mesh-agent"),
-		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
-			InsecureSkipVerify: true, //nolint:gosec // verified below, after what it presents has been noted
-			MinVersion:         tls.VersionTLS12,
-			ServerName:         q.names[0],
-			VerifyConnection: func(s tls.ConnectionState) error {
-				mu.Lock()
-				defer mu.Unlock()
-				got.serving = s.PeerCertificates
-				if unverified = verifyServing(s.PeerCertificates, q.names, q.roots); unverified == nil {
-					unverified = tokenErr // the serving chain is known now; without a token there is nothing to ask
-				}
-				return unverified
-			},
-		})))
+	conn, err := dialIstiod(q.address, q.names[0], func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := q.dial(ctx, network, address)
+		mu.Lock()
+		defer mu.Unlock()
+		unreached = err
+		return c, err
+	}, func(chain []*x509.Certificate) error {
+		mu.Lock()
+		defer mu.Unlock()
+		got.serving = chain
+		if unverified = verifyServing(chain, q.names, q.roots); unverified == nil {
+			unverified = tokenErr // the serving chain is known now; without a token there is nothing to ask
+		}
+		return unverified
+	})
 	if err != nil {
 		return got, err
 	}
@@ -103,6 +95,19 @@ func ask(ctx context.Context, q question) (answer, error) {
 		return got, err
 	}
 	return got, got.read(response.chain)
+}
+
+// dialIstiod connects to an istiod's TLS port. verify is told what it presents, before anything is sent.
+func dialIstiod(address, name string, dial Dialer, verify func([]*x509.Certificate) error) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+address,
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) { return dial(ctx, "tcp", address) }),
+		grpc.WithNoProxy(), grpc.WithDisableServiceConfig(), grpc.WithUserAgent("gloo-mesh-agent"),
+		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
+			InsecureSkipVerify: true, //nolint:gosec // verified below, after what it presents has been noted
+			MinVersion:         tls.VersionTLS12,
+			ServerName:         name,
+			VerifyConnection:   func(s tls.ConnectionState) error { return verify(s.PeerCertificates) },
+		})))
 }
 
 // read takes the certificates of an answer apart: the first element is the leaf, the last one the whole bundle of roots, what is between is the chain.

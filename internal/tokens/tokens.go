@@ -149,6 +149,7 @@ func peer(m, o *Member, opens, reads bool) mesh.TokenPeer {
 	if o.Report == nil {
 		return p
 	}
+	p.ReadsSecrets = o.Report.ReadsSecrets
 	if len(o.Report.Key.Sign) > 0 {
 		key := o.Report.Key
 		p.Key = &key
@@ -222,6 +223,8 @@ func awaited(reader, target *Member, held *mesh.HeldToken, newest mesh.MintedTok
 	switch {
 	case held != nil && held.Problem != "":
 		return held.Problem, true
+	case target.Report != nil && target.Report.Unminted[reader.Cluster] != "":
+		return target.Report.Unminted[reader.Cluster], true
 	case !target.Connected:
 		return fmt.Sprintf("no new token, since the agent of %s is not connected", target.Cluster), true
 	case !reader.Connected:
@@ -244,11 +247,11 @@ func awaited(reader, target *Member, held *mesh.HeldToken, newest mesh.MintedTok
 	return "", false
 }
 
-// Due reports whether a cluster is to make a new token for a peer, given the newest one it has (zero: none): after RotateEvery, spread; while the peer's istiods have not been seen on
+// DueAt is when a cluster is to make a new token for a peer, given the newest one it has (zero: none): after RotateEvery, spread; while the peer's istiods have not been seen on
 // that one, at half of its life, so that a peer which is away costs no heap of tokens.
-func Due(from mesh.ClusterName, d *mesh.TokenDirective, p mesh.TokenPeer, newest mesh.MintedToken, now time.Time) bool {
+func DueAt(from mesh.ClusterName, d *mesh.TokenDirective, p mesh.TokenPeer, newest mesh.MintedToken) time.Time {
 	if newest.Generation == 0 {
-		return true
+		return time.Time{}
 	}
 	every := time.Duration(d.RotateEvery) * time.Second
 	half := newest.Expires.Sub(newest.Issued) / 2
@@ -256,7 +259,7 @@ func Due(from mesh.ClusterName, d *mesh.TokenDirective, p mesh.TokenPeer, newest
 		every = max(every, half)
 	}
 	every = min(every, half)
-	return !now.Before(newest.Issued.Add(every - spread(every, from, p.Cluster, newest.Generation)))
+	return newest.Issued.Add(every - spread(every, from, p.Cluster, newest.Generation))
 }
 
 // spread is a pair's and generation's part of a tenth of d: the same whenever it is asked, different for others.
