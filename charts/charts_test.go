@@ -218,7 +218,7 @@ func TestLeastPrivilege(t *testing.T) {
 // Restarts of gateways are allowed where they are asked for, and the rights to trust can be taken away as a whole.
 func TestTrustRights(t *testing.T) {
 	with := func(trust map[string]any) (roles []string, patches bool) {
-		manifest, err := render(t, charts.Platform, map[string]any{"common": map[string]any{"cluster": "c1"}, "glooAgent": map[string]any{"enabled": true, "relay": map[string]any{"serverAddress": "m:9900"}, "trust": trust}})
+		manifest, err := render(t, charts.Platform, map[string]any{"common": map[string]any{"cluster": "c1"}, "glooAgent": map[string]any{"enabled": true, "relay": map[string]any{"serverAddress": "m:9900"}, "trust": trust, "remoteSecrets": map[string]any{"enabled": false}}})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -76,6 +76,8 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	f.StringVar(&cfg.Secrets.IdentityKey, "relay-identity-token-key", cfg.Secrets.IdentityKey, "key in the Secret of the shared token")
 	f.StringVar(&cfg.IstioNamespace, "istio-namespace", cfg.IstioNamespace, "namespace that istiod runs in")
 	f.StringVar(&cfg.IstioTokenFile, "istio-token-file", "", "file with a token of the agent's service account for audience istio-ca, by which it asks istiod for a certificate to see what it signs with; empty: nothing is probed")
+	f.BoolVar(&cfg.RemoteSecrets, "remote-secrets", false, "make tokens for other clusters' istiods and remote secrets for this one's, as the management server says (needs the chart's rights)")
+	f.StringVar(&cfg.APIServer, "api-server", "", "https://HOST:PORT of this cluster's API server as other clusters reach it; empty: what EndpointSlice default/kubernetes says")
 	f.Float64Var(&cfg.RenewRatio, "client-certificate-renewal-ratio", 0, "part of a certificate's life after which it is renewed (default 0.5)")
 	f.StringVar(&cfg.BindAddress, "bind-address", "", "host or IP address for every listener that names none; empty: all")
 	f.StringVar(&cfg.HealthAddress, "health-address", cfg.HealthAddress, "HOST:PORT of /healthz and /readyz, or \"off\"")

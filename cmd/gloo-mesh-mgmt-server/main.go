@@ -100,6 +100,9 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	f.DurationVar(&cfg.LeaseDuration, "lease-duration", cfg.LeaseDuration, "how long the API server may be away before the leader gives up is 5/6 of this; so long a standby waits for a leader that vanished with its node")
 	f.StringVar(&cfg.Identity, "identity", cfg.Identity, "name in the Lease; the Pod's")
 	f.DurationVar(&cfg.WarmGrace, "warm-grace", cfg.WarmGrace, "after a start, how long additions wait for the inventories of all clusters; removals wait for ever")
+	f.BoolVar(&cfg.RemoteSecrets.Off, "remote-secrets-off", false, "clusters are told nothing about tokens for each other's API servers; what they have stays")
+	f.DurationVar(&cfg.RemoteSecrets.Lifetime, "remote-secret-token-ttl", 0, "lifetime of the tokens in remote secrets (default 24h, at least 10m)")
+	f.DurationVar(&cfg.RemoteSecrets.RotateEvery, "remote-secret-rotate-every", 0, "when the next token is made, less up to a tenth; at most half of the lifetime (default 0.4 of it)")
 	f.TextVar(&level, "log-level", level, "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or text")
 	return c

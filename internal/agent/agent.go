@@ -69,6 +69,7 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	store := newIdentityStore(kube.client, cfg.Namespace, cfg.Secrets)
 	applier := apply.New(apply.Config{Client: kube.client, Get: kube.get, Namespace: cfg.Namespace, Outcomes: inventory, Log: log.With("stage", "apply")})
 	trust := newTrust(cfg, kube, inventory, log)
+	remotes := newRemotes(cfg, kube, inventory, log)
 	spoke, err := relay.NewSpoke(relay.SpokeConfig{
 		ServerAddress: cfg.Server, Authority: cfg.Authority, Cluster: cfg.Cluster, UID: uid, Version: version.Version,
 		Identity: store, Inventory: inventory, RenewRatio: cfg.RenewRatio, Log: log.With("stage", "relay"),
@@ -76,17 +77,20 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 		OnDesired: func(ctx context.Context, c synclog.Changes) {
 			applier.Desired(ctx, c)
 			trust.desired(c)
+			remotes.desired(c)
 		},
+		OnRefused: remotes.refused,
 	})
 	if err != nil {
 		return err
 	}
-	status.started(spoke, applier, trust)
+	status.started(spoke, applier, trust, remotes)
 	log.Info("agent started", "cluster", cfg.Cluster, "version", version.Version, "server", cfg.Server, "kubeSystemUID", uid, "kubernetes", kubernetes)
 	start(task{"relay", spoke.Run})
 	start(task{"apply", applier.Run})
 	start(task{"cacerts", trust.keeper.Run})
 	start(task{"probe", trust.run})
+	start(task{"remote secrets", remotes.run})
 	start(task{"observe", func(ctx context.Context) error {
 		return observe.Run(ctx, observe.Config{Client: kube.client, Source: inventory, Log: log.With("stage", "observe"), KubernetesVersion: kubernetes})
 	}})
@@ -110,6 +114,7 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 type cluster struct {
 	client dynamic.Interface
 	raw    *rest.RESTClient
+	ca     []byte // PEM, by which the API server is verified
 }
 
 func connect(cfg Config) (*cluster, error) {
@@ -130,7 +135,10 @@ func connect(cfg Config) (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("client for %s: %w", config.Host, err)
 	}
-	return &cluster{client: client, raw: rc}, nil
+	if err := rest.LoadTLSFiles(config); err != nil {
+		return nil, fmt.Errorf("CA of %s: %w", config.Host, err)
+	}
+	return &cluster{client: client, raw: rc, ca: config.CAData}, nil
 }
 
 func kubeConfig(cfg Config) (*rest.Config, error) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"strings"
 
 	"ambitmesh.dev/ambit/internal/mesh"
@@ -30,8 +31,12 @@ type Config struct {
 	Authority string // name in the server's certificate
 	Secrets   Secrets
 
-	IstioNamespace string  // where istiod runs
-	IstioTokenFile string  // the service account's token for audience istio-ca; empty: nothing is probed
+	IstioNamespace string // where istiod runs
+	IstioTokenFile string // the service account's token for audience istio-ca; empty: nothing is probed
+	// RemoteSecrets: the agent makes tokens for other clusters, and remote secrets of theirs, as the management server says.
+	RemoteSecrets bool
+	// APIServer is the URL of this cluster's API server as other clusters reach it; empty: what it advertises.
+	APIServer      string
 	RenewRatio     float64 // of a certificate's life after which it is renewed; 0: the default
 	Kubeconfig     string  // empty: the cluster this Pod runs in
 	Context        string
@@ -69,6 +74,9 @@ func (c Config) Validate() error {
 	}
 	if c.IstioNamespace == "" {
 		errs = append(errs, errors.New("--istio-namespace is empty: want the namespace that istiod runs in"))
+	}
+	if u, err := url.Parse(c.APIServer); c.APIServer != "" && (err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil) {
+		errs = append(errs, fmt.Errorf("--api-server %q: want https://HOST:PORT under which other clusters reach this cluster's API server", c.APIServer))
 	}
 	if c.RenewRatio < 0 || c.RenewRatio >= 1 {
 		errs = append(errs, fmt.Errorf("--client-certificate-renewal-ratio %v: want a number between 0 and 1, e.g. 0.5 for half of the certificate's life", c.RenewRatio))

@@ -11,6 +11,7 @@ import (
 	"ambitmesh.dev/ambit/internal/apply"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relay"
+	"ambitmesh.dev/ambit/internal/remotesecrets"
 	"ambitmesh.dev/ambit/internal/version"
 )
 
@@ -22,14 +23,15 @@ type status struct {
 	spoke   *relay.Spoke
 	applier *apply.Applier
 	trust   *trust
+	remotes *remotes
 }
 
 func newStatus(c mesh.ClusterName) *status { return &status{cluster: c} }
 
-func (s *status) started(spoke *relay.Spoke, applier *apply.Applier, trust *trust) {
+func (s *status) started(spoke *relay.Spoke, applier *apply.Applier, trust *trust, remotes *remotes) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.spoke, s.applier, s.trust = spoke, applier, trust
+	s.spoke, s.applier, s.trust, s.remotes = spoke, applier, trust, remotes
 }
 
 // observation is what is known of trust, JSON; it holds no secret.
@@ -40,6 +42,20 @@ func (s *status) observation() []byte {
 		return []byte("{}")
 	}
 	return s.trust.last()
+}
+
+// tokens is what was last reported of remote secrets, JSON; it holds no credential.
+func (s *status) tokens() []byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.remotes.last()
+}
+
+// remoteSecrets is how remote secrets are doing.
+func (s *status) remoteSecrets() remotesecrets.Stats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.remotes.stats()
 }
 
 func (s *status) applied() apply.Stats {
@@ -88,16 +104,20 @@ func (s *status) metrics() http.Handler {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(s.observation())
 	})
+	m.HandleFunc("GET /tokens", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(s.tokens())
+	})
 	m.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		st, _ := s.relay()
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		fmt.Fprint(w, expose(s.cluster, st, s.applied()))
+		fmt.Fprint(w, expose(s.cluster, st, s.applied(), s.remoteSecrets()))
 	})
 	return m
 }
 
 // expose writes the few metrics of an agent in Prometheus' text format; the client library would cost more memory than the agent's own work.
-func expose(c mesh.ClusterName, st relay.SpokeStatus, objects apply.Stats) string {
+func expose(c mesh.ClusterName, st relay.SpokeStatus, objects apply.Stats, remotes remotesecrets.Stats) string {
 	connected := 0
 	if st.Connected {
 		connected = 1
@@ -117,6 +137,12 @@ func expose(c mesh.ClusterName, st relay.SpokeStatus, objects apply.Stats) strin
 	gauge("gloo_mesh_agent_objects_failed", "Of these, not taken by the API server.", float64(objects.Failed))
 	gauge("gloo_mesh_agent_objects_held", "Of these, suspended by an override and left as they are.", float64(objects.Held))
 	gauge("gloo_mesh_agent_objects_taken_over", "Of these, without our owner label: somebody took them over.", float64(objects.Taken))
+	gauge("gloo_mesh_agent_remote_secrets", "Remote secrets that the agent keeps.", float64(remotes.Held))
+	gauge("gloo_mesh_agent_remote_secrets_unsynced", "Of these, not in use by every istiod yet.", float64(remotes.Unsynced))
+	if remotes.Held > 0 {
+		gauge("gloo_mesh_agent_remote_token_issued_seconds", "When the oldest token in a remote secret was made (Unix time).", float64(remotes.OldestIssued.Unix()))
+		gauge("gloo_mesh_agent_remote_token_expiry_seconds", "When the first token in a remote secret ends (Unix time).", float64(remotes.SoonestExpiry.Unix()))
+	}
 	const back = "gloo_mesh_agent_drift_corrected_total"
 	fmt.Fprintf(&b, "# HELP %s Objects put back after somebody had changed or deleted them.\n# TYPE %s counter\n%s{cluster=%q} %d\n", back, back, back, string(c), objects.PutBack)
 	return b.String()

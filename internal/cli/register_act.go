@@ -255,6 +255,9 @@ func (r *registering) installAgent(ctx context.Context, registrationID string) e
 		previous = merge(previous, restartValues(r.facts.EastWest))
 		r.out.note("the agent may restart the east-west gateway in %s, which a RootTrustPolicy can ask for (glooAgent.trust.restartNamespaces)", strings.Join(r.facts.EastWest, ", "))
 	}
+	if valueAt(merge(previous, r.values), "glooAgent", "remoteSecrets", "apiServer") == nil {
+		previous = merge(previous, apiServerValues(r.remote.config.Host))
+	}
 	values := merge(previous, agentValues(string(r.name), r.address, r.mgmtNamespace, r.clusterDomain, r.imageTag, registrationID))
 	values = merge(values, r.values)
 	values = merge(values, map[string]any{"glooAgent": map[string]any{"relay": map[string]any{"serverAddress": r.address}}})

@@ -28,7 +28,9 @@ type SpokeConfig struct {
 	Inventory     *synclog.Source
 	// OnDesired gets what has changed in the desired state since its last call; never called concurrently. It may take its time:
 	// meanwhile changes are merged. Spoke.Desired gives the whole.
-	OnDesired  func(ctx context.Context, c synclog.Changes)
+	OnDesired func(ctx context.Context, c synclog.Changes)
+	// OnRefused, if set, is told each refusal of a hub whose certificate was verified.
+	OnRefused  func(r *Refusal)
 	RenewRatio float64 // of a certificate's life after which it is renewed; default 0.5
 	Log        *slog.Logger
 	// Dial is how to reach ServerAddress; nil: TCP.
@@ -224,6 +226,9 @@ func (s *Spoke) connect(ctx context.Context) error {
 	s.use(cred)
 	err = s.session(ctx, stored)
 	if r := refusalIn(err); r != nil {
+		if s.cfg.OnRefused != nil {
+			s.cfg.OnRefused(r)
+		}
 		switch r.Reason {
 		case relayv1.Goodbye_BAD_CERTIFICATE, relayv1.Goodbye_REVOKED, relayv1.Goodbye_WRONG_CLUSTER:
 			s.enrolNext = true

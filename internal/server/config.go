@@ -14,6 +14,7 @@ import (
 
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relaysecrets"
+	"ambitmesh.dev/ambit/internal/tokens"
 )
 
 // Config is everything that can be said about a server. DefaultConfig gives the defaults; Validate says what is wrong.
@@ -49,8 +50,17 @@ type Config struct {
 
 	WarmGrace time.Duration
 
+	RemoteSecrets RemoteSecrets
+
 	// Audit is where audit records go, a line each; nil: standard output.
 	Audit io.Writer
+}
+
+// RemoteSecrets says how clusters get tokens for each other's API servers.
+type RemoteSecrets struct {
+	tokens.Settings
+	// Off: no cluster is told anything about tokens; what agents have stays as it is.
+	Off bool
 }
 
 // DefaultConfig returns the defaults.
@@ -74,6 +84,10 @@ func (c *Config) Validate() error {
 	var errs []error
 	bad := func(flag, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("--%s: %s", flag, fmt.Sprintf(format, args...)))
+	}
+	c.RemoteSecrets.Settings = c.RemoteSecrets.WithDefaults()
+	if err := c.RemoteSecrets.Validate(); err != nil {
+		bad("remote-secret-token-ttl", "and --remote-secret-rotate-every: %v", err)
 	}
 	for flag, v := range map[string]string{"namespace": c.Namespace, "service": c.Service, "lease": c.Lease, "identity": c.Identity, "cluster-domain": c.ClusterDomain} {
 		if v == "" {

@@ -19,6 +19,7 @@ import (
 	"ambitmesh.dev/ambit/internal/relay/synclog"
 	"ambitmesh.dev/ambit/internal/rotation"
 	"ambitmesh.dev/ambit/internal/state"
+	"ambitmesh.dev/ambit/internal/tokens"
 	"ambitmesh.dev/ambit/internal/translate"
 )
 
@@ -40,6 +41,7 @@ type loop struct {
 	state      *state.State
 	trust      *rotation.Board
 	keeper     *rotation.Keeper
+	tokens     *tokens.Board
 	translator *translate.Translator
 	reporter   *reporter
 	metrics    *metrics
@@ -59,6 +61,8 @@ type loop struct {
 	sent   map[mesh.ClusterName]sent
 	warmth translate.Warmth
 	wake   time.Time // when an override ends; zero: none does
+
+	tokenMembers int // clusters there were when tokens were last decided about
 }
 
 // follow takes note of what changes on the relay.
@@ -159,7 +163,8 @@ func (l *loop) once(ctx context.Context) error {
 		l.first = seen(snap)
 	}
 	l.metrics.translation.Observe(time.Since(translated).Seconds())
-	published := l.publish(snap, &result)
+	tokens := l.decideTokens(snap, begin)
+	published := errors.Join(tokens, l.publish(snap, &result))
 	for _, d := range result.Changed {
 		for _, refs := range [][]mesh.Ref{d.Set, d.Gone} {
 			for _, ref := range refs {
@@ -187,14 +192,14 @@ func (l *loop) observe() map[mesh.Ref]bool {
 			Complete: warm,
 			Set: func(yield func(mesh.ItemKey, []byte) bool) {
 				for k, v := range ch.Set {
-					if !l.trust.Take(c, mesh.ItemKey(k), v) && !yield(mesh.ItemKey(k), v) {
+					if !l.trust.Take(c, mesh.ItemKey(k), v) && !l.tokens.Take(c, mesh.ItemKey(k), v) && !yield(mesh.ItemKey(k), v) {
 						return
 					}
 				}
 			},
 			Gone: func(yield func(mesh.ItemKey) bool) {
 				for _, k := range ch.Deleted {
-					if !l.trust.Take(c, mesh.ItemKey(k), nil) && !yield(mesh.ItemKey(k)) {
+					if !l.trust.Take(c, mesh.ItemKey(k), nil) && !l.tokens.Take(c, mesh.ItemKey(k), nil) && !yield(mesh.ItemKey(k)) {
 						return
 					}
 				}
@@ -224,6 +229,7 @@ func (l *loop) membership(ctx context.Context, sources map[mesh.ClusterName]*adm
 		l.hub.Forget(c, gone[c])
 		l.state.Forget(c)
 		l.trust.Forget(c)
+		l.tokens.Forget(c)
 		delete(l.sent, c)
 	}
 	for c, uid := range registered {
@@ -242,6 +248,8 @@ type sent struct {
 	ever     bool
 	// directive of trust that it has.
 	directive []byte
+	// tokens are the items about tokens that it has.
+	tokens map[mesh.ItemKey][]byte
 }
 
 // publish hands each cluster's desired state to the hub, as far as safe mode allows: whole the first time, after that only what changed.
@@ -280,14 +288,15 @@ func (l *loop) publish(snap *mesh.Snapshot, result *translate.Result) error {
 		}
 		m := snap.Cluster(c)
 		directive, decided := l.trust.Directive(c)
+		more := l.tokens.Items(c)
 		// its own inventory decides too: what should be in a cluster depends on what is there
 		complete := w.Remove && decided && (m.SkipWarming || m.Inventory != nil && m.Inventory.Complete)
 		var err error
 		switch {
 		case !s.whole || s.complete != complete:
-			err = l.hub.Publish(c, with(without(items(objects, nil), kept[c]), directive), complete)
+			err = l.hub.Publish(c, with(without(items(objects, nil), kept[c]), directive, more), complete)
 		case differs:
-			err = l.hub.Update(c, with(without(items(objects, delta.Set), kept[c]), directive), keys(delta.Gone), complete)
+			err = l.hub.Update(c, with(without(items(objects, delta.Set), kept[c]), directive, more), slices.Concat(keys(delta.Gone), vanished(s.tokens, more)), complete)
 		default:
 			continue
 		}
@@ -295,14 +304,14 @@ func (l *loop) publish(snap *mesh.Snapshot, result *translate.Result) error {
 			s.whole = false
 			errs = append(errs, fmt.Errorf("cluster %q: publish: %w", c, err))
 		} else {
-			s = sent{whole: true, complete: complete, ever: true, directive: directive}
+			s = sent{whole: true, complete: complete, ever: true, directive: directive, tokens: more}
 		}
 		l.sent[c] = s
 	}
 	return errors.Join(append(errs, l.direct(snap))...)
 }
 
-// direct hands directives of trust to clusters that got nothing else in this round. Safe mode is not asked: what the engine decides rests on each cluster's own
+// direct hands directives of trust and what is about tokens to clusters that got nothing else in this round. Safe mode is not asked: what the engines decide rests on each cluster's own
 // observation, and a directive says the whole of itself.
 func (l *loop) direct(snap *mesh.Snapshot) error {
 	var errs []error
@@ -310,29 +319,43 @@ func (l *loop) direct(snap *mesh.Snapshot) error {
 		c := snap.Clusters[i].Name
 		s := l.sent[c]
 		directive, _ := l.trust.Directive(c)
-		if directive == nil || bytes.Equal(directive, s.directive) {
+		more := l.tokens.Items(c)
+		if (directive == nil || bytes.Equal(directive, s.directive)) && maps.EqualFunc(more, s.tokens, bytes.Equal) {
 			continue
 		}
-		if err := l.hub.Update(c, with(nil, directive), nil, s.complete); err != nil {
-			errs = append(errs, fmt.Errorf("cluster %q: directive of trust: %w", c, err))
+		if err := l.hub.Update(c, with(nil, directive, more), vanished(s.tokens, more), s.complete); err != nil {
+			errs = append(errs, fmt.Errorf("cluster %q: directives: %w", c, err))
 			continue
 		}
-		s.directive = directive
+		s.directive, s.tokens = directive, more
 		l.sent[c] = s
 	}
 	return errors.Join(errs...)
 }
 
-// with adds a directive of trust; nil: there is none.
-func with(items map[synclog.Key][]byte, directive []byte) map[synclog.Key][]byte {
-	if directive == nil {
-		return items
-	}
+// with adds a directive of trust (nil: there is none) and what is about tokens.
+func with(items map[synclog.Key][]byte, directive []byte, tokens map[mesh.ItemKey][]byte) map[synclog.Key][]byte {
 	if items == nil {
 		items = map[synclog.Key][]byte{}
 	}
-	items[synclog.Key{Type: mesh.ItemTrust, Name: mesh.ItemTrust}] = directive
+	if directive != nil {
+		items[synclog.Key{Type: mesh.ItemTrust, Name: mesh.ItemTrust}] = directive
+	}
+	for k, v := range tokens {
+		items[synclog.Key(k)] = v
+	}
 	return items
+}
+
+// vanished are the keys that were and are not.
+func vanished(was, is map[mesh.ItemKey][]byte) []synclog.Key {
+	var out []synclog.Key
+	for k := range was {
+		if _, still := is[k]; !still {
+			out = append(out, synclog.Key(k))
+		}
+	}
+	return out
 }
 
 func key(ref mesh.Ref) synclog.Key {

@@ -18,6 +18,7 @@ import (
 	"ambitmesh.dev/ambit/internal/report"
 	"ambitmesh.dev/ambit/internal/rotation"
 	"ambitmesh.dev/ambit/internal/state"
+	"ambitmesh.dev/ambit/internal/tokens"
 	"ambitmesh.dev/ambit/internal/translate"
 )
 
@@ -57,6 +58,7 @@ type reporter struct {
 	record  func(audit.Record)
 	metrics *metrics
 	trust   *rotation.Keeper
+	tokens  *tokens.Board
 	started time.Time
 
 	clusters   *report.Writer[adminv2.KubernetesClusterStatus]

@@ -29,6 +29,7 @@ import (
 	"ambitmesh.dev/ambit/internal/report"
 	"ambitmesh.dev/ambit/internal/rotation"
 	"ambitmesh.dev/ambit/internal/state"
+	"ambitmesh.dev/ambit/internal/tokens"
 	"ambitmesh.dev/ambit/internal/translate"
 	"ambitmesh.dev/ambit/internal/validate"
 	"ambitmesh.dev/ambit/internal/version"
@@ -276,9 +277,12 @@ func (s *server) serveRelay(ctx context.Context) error {
 		Client: s.api, Namespace: s.cfg.Namespace, Board: board, Snapshot: rep.settled, Sessions: func() map[mesh.ClusterName]mesh.Session { return sessions(hub) },
 		Issuers: rotation.NewIssuers(s.api, s.cfg.Namespace), Record: s.record, Changed: rep.posted.ring, Log: s.log.With("stage", "trust"),
 	})
+	rep.tokens = tokens.NewBoard(s.cfg.RemoteSecrets.Settings)
+	s.metrics.registry.MustRegister(tokenCollector{rep.tokens})
+	defer s.metrics.registry.Unregister(tokenCollector{rep.tokens})
 	lp := &loop{
 		cfg: s.cfg, log: s.log, hub: hub, registry: reg, state: s.state, translator: translate.New(), reporter: rep, metrics: s.metrics,
-		trust: board, keeper: rep.trust, written: s.watch.written, relayBell: relayBell, started: time.Now(), changed: map[mesh.ClusterName]bool{}, sent: map[mesh.ClusterName]sent{},
+		trust: board, keeper: rep.trust, tokens: rep.tokens, written: s.watch.written, relayBell: relayBell, started: time.Now(), changed: map[mesh.ClusterName]bool{}, sent: map[mesh.ClusterName]sent{},
 	}
 	if err := persist(ctx, s.log, "first round", lp.once); err != nil {
 		return err

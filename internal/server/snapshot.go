@@ -9,12 +9,20 @@ import (
 	"time"
 
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/tokens"
 )
 
 // savedSnapshot is what GET /snapshot answers: what translation knows, and no secret.
 type savedSnapshot struct {
 	Snapshot *mesh.Snapshot `json:"snapshot"`
 	TakenAt  time.Time      `json:"takenAt"`
+}
+
+// savedTokens is what GET /tokens answers: every pair of clusters, and no credential.
+type savedTokens struct {
+	Pairs []tokens.Status `json:"pairs"`
+	At    time.Time       `json:"at"`
+	Off   bool            `json:"off,omitempty"`
 }
 
 // snapshotHandler serves the leader's latest Snapshot, for `meshctl policy` and bug reports, and what trust was decided from last, by policy, for `meshctl trust plan`: certificates and no key. It listens on loopback only: the right to forward to the Pod's port
@@ -45,6 +53,14 @@ func (s *server) snapshotHandler() http.Handler {
 			return
 		}
 		s.answer(w, r, rep.trust.Inputs())
+	})
+	mux.HandleFunc("GET /tokens", func(w http.ResponseWriter, r *http.Request) {
+		rep := s.leading.Load()
+		if rep == nil {
+			http.Error(w, "this replica does not lead: ask the one that holds the Lease "+s.cfg.Namespace+"/"+s.cfg.Lease, http.StatusServiceUnavailable)
+			return
+		}
+		s.answer(w, r, savedTokens{Pairs: rep.tokens.Pairs(), At: time.Now().UTC(), Off: s.cfg.RemoteSecrets.Off})
 	})
 	return mux
 }

@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	relayv1 "ambitmesh.dev/ambit/api/relay/v1"
+	"ambitmesh.dev/ambit/internal/relay"
+	"ambitmesh.dev/ambit/internal/relay/synclog"
+	"ambitmesh.dev/ambit/internal/remotesecrets"
+)
+
+// deregisteredAfter is for how long the management server must have said that this cluster is not registered before its tokens and remote secrets go.
+const deregisteredAfter = 2 * time.Second
+
+// remotes joins the keeper of remote secrets with the relay.
+type remotes struct {
+	keeper *remotesecrets.Keeper // nil: off
+
+	mu   sync.Mutex
+	gone time.Time // when the management server first said so; zero: it did not, since the last session
+}
+
+func newRemotes(cfg Config, kube *cluster, source *synclog.Source, log *slog.Logger) *remotes {
+	if !cfg.RemoteSecrets {
+		return &remotes{}
+	}
+	return &remotes{keeper: remotesecrets.New(remotesecrets.Config{
+		Client: kube.client, Cluster: cfg.Cluster, IstioNamespace: cfg.IstioNamespace, Server: cfg.APIServer, CA: kube.ca, Source: source, Log: log.With("stage", "remote secrets"),
+	})}
+}
+
+// desired takes what the management server wants.
+func (r *remotes) desired(c synclog.Changes) {
+	if r.keeper == nil {
+		return
+	}
+	r.mu.Lock()
+	r.gone = time.Time{}
+	r.mu.Unlock()
+	r.keeper.Desired(c)
+}
+
+// refused is told that the management server sent us away. Twice, with time between, that this cluster is not registered, or that what it shows was revoked with its registration: then it
+// is no peer of anybody.
+func (r *remotes) refused(why *relay.Refusal) {
+	if r.keeper == nil || why.Reason != relayv1.Goodbye_NOT_REGISTERED && why.Reason != relayv1.Goodbye_REVOKED {
+		return
+	}
+	now := time.Now()
+	r.mu.Lock()
+	if r.gone.IsZero() {
+		r.gone = now
+	}
+	sure := now.Sub(r.gone) >= deregisteredAfter
+	r.mu.Unlock()
+	if sure {
+		r.keeper.Farewell()
+	}
+}
+
+func (r *remotes) run(ctx context.Context) error {
+	if r.keeper == nil {
+		return nil
+	}
+	return r.keeper.Run(ctx)
+}
+
+// last is the last report, JSON.
+func (r *remotes) last() []byte {
+	if r == nil || r.keeper == nil {
+		return []byte("{}")
+	}
+	return r.keeper.Last()
+}
+
+func (r *remotes) stats() remotesecrets.Stats {
+	if r == nil || r.keeper == nil {
+		return remotesecrets.Stats{}
+	}
+	return r.keeper.Stats()
+}
