@@ -2,7 +2,6 @@ package charts_test
 
 import (
 	"bufio"
-	"cmp"
 	"errors"
 	"io"
 	"os"
@@ -145,7 +144,7 @@ func everything() map[string]any {
 	return map[string]any{
 		"common":         map[string]any{"cluster": "mgmt"},
 		"glooMgmtServer": map[string]any{"enabled": true, "registerCluster": true, "trust": map[string]any{"certManager": true, "serviceAccounts": []any{"vault-login"}}},
-		"glooAgent":      map[string]any{"enabled": true},
+		"glooAgent":      map[string]any{"enabled": true, "remoteSecrets": map[string]any{"readSecrets": true}},
 	}
 }
 
@@ -161,10 +160,22 @@ var writtenEverywhere = map[string][]string{
 		"security.istio.io/authorizationpolicies,peerauthentications get,list,watch,create,update,patch,delete", // what AccessPolicies become
 		"/events create", // who changed one of them, when it was put back
 	},
+	"gloo-mesh-istio-reader": {"authentication.k8s.io/tokenreviews create"}, // a question, not a change
 }
 
 // elsewhere are the Roles in other namespaces than the release's.
-var elsewhere = map[string]string{"gloo-mesh-agent-trust": "istio-system"}
+var elsewhere = map[string][]string{
+	"gloo-mesh-agent-trust": {"istio-system"}, "gloo-mesh-agent-remote-secrets": {"istio-system"}, "gloo-mesh-istio-reader": {"istio-system"}, "gloo-mesh-agent-api-server": {"default"},
+	"gloo-mesh-agent": {"gloo-mesh", "gloo-mesh-tokens"},
+}
+
+// wholeSecrets are the Roles that reach every Secret of a namespace: remote secrets have names that aren't known beforehand, and gloo-mesh-tokens holds nothing else than what is the agent's.
+var wholeSecrets = []string{"istio-system/gloo-mesh-agent-remote-secrets", "gloo-mesh-tokens/gloo-mesh-agent"}
+
+// accountsOf are the service accounts of which a Role gives tokens.
+var accountsOf = map[string][]string{
+	"gloo-mesh-tokens/gloo-mesh-agent": {"istio-reader", "istio-reader-secrets"}, "istio-system/gloo-mesh-agent-remote-secrets": {"gloo-mesh-observer"},
+}
 
 // TestLeastPrivilege: no wildcard, Secrets only by a Role in the release's namespace or by name in istiod's, and no right to give rights.
 func TestLeastPrivilege(t *testing.T) {
@@ -173,20 +184,21 @@ func TestLeastPrivilege(t *testing.T) {
 		t.Fatal(err)
 	}
 	roles, clusterRoles := documents[rbacv1.Role](t, manifest, "Role"), documents[rbacv1.ClusterRole](t, manifest, "ClusterRole")
-	if len(roles) != 4 || len(clusterRoles) != 4 {
+	if len(roles) != 8 || len(clusterRoles) != 6 {
 		t.Fatalf("%d Roles, %d ClusterRoles: the test would prove nothing", len(roles), len(clusterRoles))
 	}
 	var rules []rbacv1.PolicyRule
 	for _, r := range roles {
-		if want := cmp.Or(elsewhere[r.Name], "gloo-mesh"); r.Namespace != want {
+		name := r.Namespace + "/" + r.Name
+		if want := elsewhere[r.Name]; r.Namespace != "gloo-mesh" && !slices.Contains(want, r.Namespace) {
 			t.Errorf("Role %s is in namespace %q", r.Name, r.Namespace)
 		}
 		rules = append(rules, r.Rules...)
 		for _, rule := range r.Rules {
-			if slices.Contains(rule.Resources, "serviceaccounts/token") && !slices.Equal(rule.ResourceNames, []string{"vault-login"}) {
+			if slices.Contains(rule.Resources, "serviceaccounts/token") && !slices.Equal(rule.ResourceNames, []string{"vault-login"}) && !slices.Equal(rule.ResourceNames, accountsOf[name]) {
 				t.Errorf("Role %s gives tokens of more than the one service account that was named: %v", r.Name, rule)
 			}
-			if elsewhere[r.Name] != "" && slices.Contains(rule.Resources, "secrets") && len(rule.ResourceNames) == 0 && !slices.Equal(rule.Verbs, []string{"create"}) {
+			if r.Namespace != "gloo-mesh" && !slices.Contains(wholeSecrets, name) && slices.Contains(rule.Resources, "secrets") && len(rule.ResourceNames) == 0 && !slices.Equal(rule.Verbs, []string{"create"}) {
 				t.Errorf("Role %s in %s has rights to every Secret there: %v", r.Name, r.Namespace, rule)
 			}
 		}
@@ -194,7 +206,7 @@ func TestLeastPrivilege(t *testing.T) {
 	for _, r := range clusterRoles {
 		rules = append(rules, r.Rules...)
 		for _, rule := range r.Rules {
-			if slices.Contains(rule.Resources, "secrets") {
+			if slices.Contains(rule.Resources, "secrets") && r.Name != "gloo-mesh-istio-reader-secrets" { // there only where somebody asked for it
 				t.Errorf("ClusterRole %s reads Secrets of every namespace: %v", r.Name, rule)
 			}
 			reads := !slices.ContainsFunc(rule.Verbs, func(v string) bool { return !slices.Contains([]string{"get", "list", "watch"}, v) })

@@ -38,8 +38,8 @@ type TokenPeer struct {
 	IstioID string `json:"istioID"`
 	// Key is its public key; nil: not known yet.
 	Key *TokenKey `json:"key,omitempty"`
-	// ReadsSecrets: its istiods sync only with a token that may list every Secret (istio#59845).
-	ReadsSecrets bool `json:"readsSecrets,omitempty"`
+	// ReadsSecrets: its istiods sync only with a token that may list every Secret (istio#59845); nil: not known yet, so that it gets none.
+	ReadsSecrets *bool `json:"readsSecrets,omitempty"`
 	// Mint: it gets tokens. False: what it got dies at once.
 	Mint bool `json:"mint"`
 	// Take: its tokens become a remote secret. False: the secret goes.
@@ -80,8 +80,8 @@ type TokenReport struct {
 	Minted []MintedToken `json:"minted,omitempty"`
 	// Unminted says why peers get no new token, by peer.
 	Unminted map[ClusterName]string `json:"unminted,omitempty"`
-	// ReadsSecrets: this cluster's istiods sync only with a token that may list every Secret.
-	ReadsSecrets bool `json:"readsSecrets,omitempty"`
+	// ReadsSecrets: this cluster's istiods sync only with a token that may list every Secret; nil: none was seen yet.
+	ReadsSecrets *bool `json:"readsSecrets,omitempty"`
 	// Held is what this cluster's istiods have of each peer, by peer.
 	Held []HeldToken `json:"held,omitempty"`
 	// Problems are sentences with what to do, sorted.

@@ -47,6 +47,7 @@ type observer struct {
 	seen      map[string]*replica
 	err       error // of the last look
 	agreed    map[string]int
+	secretful *bool // some istiod syncs only with a token that may list every Secret; nil: none was seen yet
 	restarted time.Time
 }
 
@@ -107,6 +108,13 @@ func (o *observer) look(ctx context.Context, now time.Time) error {
 		}
 	}
 	o.seen = seen
+	if len(seen) > 0 {
+		reads := false
+		for _, s := range seen {
+			reads = reads || s.ReadsSecrets
+		}
+		o.secretful = &reads
+	}
 	return nil
 }
 
@@ -115,16 +123,6 @@ func (o *observer) wrote(name string) {
 	o.writes++
 	o.number[name] = o.writes
 	delete(o.agreed, name)
-}
-
-// secretful: some istiod syncs only with a token that may list every Secret.
-func (o *observer) secretful() bool {
-	for _, s := range o.seen {
-		if s.ReadsSecrets {
-			return true
-		}
-	}
-	return false
 }
 
 // stale: some istiod goes on with its old view after a token was rotated (istio PR#61339).

@@ -226,7 +226,7 @@ type pass struct {
 	held      []mesh.HeldToken
 	problems  []string
 	unminted  map[mesh.ClusterName]string
-	secretful bool // istiods sync only with a token that may list Secrets
+	secretful *bool // istiods sync only with a token that may list Secrets; nil: not known
 }
 
 func (p *pass) within(d time.Duration) { p.wait = min(p.wait, max(d, soon)) }

@@ -30,6 +30,7 @@ const (
 	noteGeneration = "admin.gloo.solo.io/token-generation"
 	noteIssued     = "admin.gloo.solo.io/token-issued"
 	noteExpires    = "admin.gloo.solo.io/token-expires"
+	noteAccount    = "admin.gloo.solo.io/token-account"
 	noteWritten    = "admin.gloo.solo.io/token-written"
 )
 
@@ -53,6 +54,7 @@ type minter struct {
 type bound struct {
 	mesh.MintedToken
 	name     string
+	account  string // whose token it is
 	envelope []byte // JSON; empty: minting was interrupted, nobody has this token
 }
 
@@ -102,9 +104,9 @@ func (p *pass) mint(peer mesh.TokenPeer) {
 	case err != nil:
 		p.refuse(peer.Cluster, err.Error())
 		return
-	case sign == nil || peer.Key == nil:
-		return // its agent has not said its key yet
-	case due.After(p.now):
+	case sign == nil || peer.Key == nil || peer.ReadsSecrets == nil:
+		return // its agent has not said its key yet, or has not seen its istiods
+	case due.After(p.now) && newest.account == accountFor(peer):
 		p.within(due.Sub(p.now))
 		return
 	}
@@ -131,7 +133,7 @@ func (p *pass) refuse(c mesh.ClusterName, why string) {
 
 // explainMint says what to do.
 func explainMint(err error, self mesh.ClusterName, peer mesh.TokenPeer) string {
-	if peer.ReadsSecrets && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err)) {
+	if accountFor(peer) == SecretsReader && (apierrors.IsNotFound(err) || apierrors.IsForbidden(err)) {
 		return fmt.Sprintf("istiods of %s sync only with a token that may list every Secret of %s, the key of its CA among them, and this is not allowed. "+
 			"Either set PILOT_ENABLE_REMOTE_CREDENTIALS_CONTROLLER=false on the istiods of %s (1.31 and later; istio#59845), or allow it with glooAgent.remoteSecrets.readSecrets=true on %s",
 			peer.Cluster, self, peer.Cluster, self)
@@ -188,12 +190,20 @@ func (m *minter) load(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		out[u.GetName()] = bound{name: u.GetName(), envelope: data[envelopeKey], MintedToken: mesh.MintedToken{
+		out[u.GetName()] = bound{name: u.GetName(), account: a[noteAccount], envelope: data[envelopeKey], MintedToken: mesh.MintedToken{
 			Peer: mesh.ClusterName(a[notePeer]), Generation: generation(a), Issued: when(a[noteIssued]), Expires: when(a[noteExpires]),
 		}}
 	}
 	m.bound, m.read = out, now
 	return nil
+}
+
+// accountFor is whose token a peer gets.
+func accountFor(peer mesh.TokenPeer) string {
+	if peer.ReadsSecrets != nil && *peer.ReadsSecrets {
+		return SecretsReader
+	}
+	return Reader
 }
 
 func generation(annotations map[string]string) mesh.TokenGeneration {
@@ -227,8 +237,8 @@ func (m *minter) drop(ctx context.Context, name string) error {
 
 // make makes a token and seals it. First comes the Secret that it is bound to, then the token, then the envelope: an interruption leaves nothing that anybody could use.
 func (m *minter) make(ctx context.Context, keys *tokens.Keys, d *mesh.TokenDirective, peer mesh.TokenPeer, g mesh.TokenGeneration, now time.Time) (b bound, err error) {
-	b = bound{name: boundName(peer.Cluster, g), MintedToken: mesh.MintedToken{Peer: peer.Cluster, Generation: g, Issued: now.UTC().Truncate(time.Second)}}
-	u := newSecret(Namespace, b.name, map[string]string{notePeer: string(peer.Cluster), noteGeneration: strconv.FormatInt(int64(g), 10), noteIssued: b.Issued.Format(time.RFC3339)})
+	b = bound{name: boundName(peer.Cluster, g), account: accountFor(peer), MintedToken: mesh.MintedToken{Peer: peer.Cluster, Generation: g, Issued: now.UTC().Truncate(time.Second)}}
+	u := newSecret(Namespace, b.name, map[string]string{notePeer: string(peer.Cluster), noteGeneration: strconv.FormatInt(int64(g), 10), noteIssued: b.Issued.Format(time.RFC3339), noteAccount: b.account})
 	if u, err = m.own.Create(ctx, u, metav1.CreateOptions{FieldManager: mesh.FieldManager}); err != nil {
 		return b, fmt.Errorf("make Secret %s/%s: %w", Namespace, b.name, err)
 	}
@@ -238,11 +248,7 @@ func (m *minter) make(ctx context.Context, keys *tokens.Keys, d *mesh.TokenDirec
 			m.bound[b.name] = b // the next round removes it
 		}
 	}()
-	account := Reader
-	if peer.ReadsSecrets {
-		account = SecretsReader
-	}
-	token, expires, err := m.request(ctx, account, u, d.Lifetime)
+	token, expires, err := m.request(ctx, b.account, u, d.Lifetime)
 	if err != nil {
 		return b, err
 	}

@@ -44,11 +44,8 @@ func (p *pass) take() {
 		return
 	}
 	p.prune()
-	if p.d == nil {
-		return
-	}
 	var orders []order
-	for _, peer := range p.d.Peers {
+	for _, peer := range p.peers() {
 		if !peer.Take {
 			continue
 		}
@@ -62,11 +59,11 @@ func (p *pass) take() {
 			p.problems = append(p.problems, explain(err))
 		}
 	}
-	p.secretful = w.secretful()
+	p.secretful = w.secretful
 	for _, o := range w.release(orders, p.now) {
 		p.write(o)
 	}
-	for _, peer := range p.d.Peers {
+	for _, peer := range p.peers() {
 		if peer.Take {
 			p.hold(peer)
 		}
@@ -74,6 +71,14 @@ func (p *pass) take() {
 	if err := w.restart(p.ctx, p.ours(), p.now); err != nil {
 		p.problems = append(p.problems, explain(err))
 	}
+}
+
+// peers are those of the directive; none without one.
+func (p *pass) peers() []mesh.TokenPeer {
+	if p.d == nil {
+		return nil
+	}
+	return p.d.Peers
 }
 
 func (p *pass) ours() []*remote {
@@ -236,7 +241,7 @@ func (p *pass) write(o order) {
 
 // unsettled: some istiod has not been seen synced with what was written.
 func (p *pass) unsettled() bool {
-	for _, peer := range p.d.Peers {
+	for _, peer := range p.peers() {
 		if r := p.found[prefixSecret+string(peer.Cluster)]; peer.Take && r != nil && r.ours && p.state(peer.Cluster).synced < r.generation {
 			return true
 		}
