@@ -7,6 +7,7 @@ import (
 	"time"
 
 	relayv1 "ambitmesh.dev/ambit/api/relay/v1"
+	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/relay/synclog"
 	"ambitmesh.dev/ambit/internal/remotesecrets"
@@ -28,7 +29,7 @@ func newRemotes(cfg Config, kube *cluster, source *synclog.Source, log *slog.Log
 		return &remotes{}
 	}
 	return &remotes{keeper: remotesecrets.New(remotesecrets.Config{
-		Client: kube.client, Cluster: cfg.Cluster, IstioNamespace: cfg.IstioNamespace, Server: cfg.APIServer, CA: kube.ca, Source: source, Log: log.With("stage", "remote secrets"),
+		Client: kube.client, Cluster: cfg.Cluster, Namespace: mesh.TokensNamespace(cfg.Namespace), IstioNamespace: cfg.IstioNamespace, Server: cfg.APIServer, CA: kube.ca, Source: source, Log: log.With("stage", "remote secrets"),
 	})}
 }
 

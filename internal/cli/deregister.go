@@ -273,6 +273,15 @@ func (c *cluster) deleteOurs(ctx context.Context, namespace string, out *progres
 			inventories = append(inventories, m)
 		}
 	}
+	var remotes corev1.SecretList // what the agent made istiod read other clusters by; their tokens are dead
+	if err := c.List(ctx, &remotes, client.MatchingLabels{mesh.OwnerLabel: mesh.OwnerValue, "istio/multiCluster": "true"}); err != nil {
+		return c.says("list remote secrets", err)
+	}
+	for i := range remotes.Items {
+		if s := &remotes.Items[i]; s.Annotations[mesh.TokenPeerAnnotation] != "" {
+			objects = append(objects, s)
+		}
+	}
 	objects = append(objects, inventories...) // last: what they list must not be forgotten by a failure
 	var deleted []string
 	for _, o := range objects {

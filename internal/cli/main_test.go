@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/test/kubetest"
 )
 
@@ -216,10 +217,12 @@ func (w *world) play(name string) (redeemed func() int) {
 
 // finalize plays the namespace controller, which an API server alone does not have.
 func (w *world) finalize(ctx context.Context) {
-	var ns corev1.Namespace
-	if w.remote.Get(ctx, client.ObjectKey{Name: w.ns}, &ns) == nil && ns.DeletionTimestamp != nil {
-		ns.Spec.Finalizers = nil
-		_ = w.remote.SubResource("finalize").Update(ctx, &ns)
+	for _, name := range []string{w.ns, mesh.TokensNamespace(w.ns)} {
+		var ns corev1.Namespace
+		if w.remote.Get(ctx, client.ObjectKey{Name: name}, &ns) == nil && ns.DeletionTimestamp != nil {
+			ns.Spec.Finalizers = nil
+			_ = w.remote.SubResource("finalize").Update(ctx, &ns)
+		}
 	}
 }
 

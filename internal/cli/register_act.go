@@ -18,6 +18,7 @@ import (
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	"ambitmesh.dev/ambit/charts"
+	"ambitmesh.dev/ambit/internal/mesh"
 )
 
 // tokenLife is how long a registration token can be redeemed.
@@ -131,6 +132,9 @@ func (r *registering) prepareRemote(ctx context.Context, token string) error {
 	if err := r.remote.ensureNamespace(ctx, r.remoteNamespace, r.out); err != nil {
 		return err
 	}
+	if err := r.remote.awaitLeaving(ctx, mesh.TokensNamespace(r.remoteNamespace), r.out); err != nil { // the chart makes it
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	if !r.plan.SameCluster {
 		g.Go(func() error { return r.copyRoot(ctx) })
@@ -217,6 +221,16 @@ func (c *cluster) ensureNamespace(ctx context.Context, name string, out *progres
 	}
 	out.done("created namespace %s on %s", name, c.Context)
 	return nil
+}
+
+// awaitLeaving waits for a namespace that is being deleted; one that stays is fine.
+func (c *cluster) awaitLeaving(ctx context.Context, name string, out *progress) error {
+	var ns corev1.Namespace
+	if exists, err := c.found(ctx, "", name, &ns); err != nil || !exists || ns.DeletionTimestamp == nil {
+		return c.says("read namespace "+name, err)
+	}
+	out.note("namespace %s on %s is being deleted: waiting until it is gone", name, c.Context)
+	return c.awaitNamespaceGone(ctx, name)
 }
 
 // awaitNamespaceGone waits until a namespace that is being deleted is gone; when that takes too long it says what Kubernetes says of it.

@@ -10,6 +10,12 @@ const (
 	ItemTokenEnvelope = "tokenenvelope"
 )
 
+// TokensNamespace is where an agent of namespace agent keeps its keys and what its tokens are bound to. Nothing else is in it, and when it goes every token of the cluster dies.
+func TokensNamespace(agent string) string { return agent + "-tokens" }
+
+// TokenPeerAnnotation on a Secret of ours names the other cluster that it is about.
+const TokenPeerAnnotation = "admin.gloo.solo.io/token-peer"
+
 // TokenGeneration orders the tokens that one cluster made for another: it only grows, and is never used twice for the same pair.
 type TokenGeneration int64
 

@@ -23,9 +23,8 @@ import (
 	"ambitmesh.dev/ambit/internal/tokens"
 )
 
-// Names of what the chart installs.
+// Names of what the chart installs. The readers are in the namespace mesh.TokensNamespace, with the keys and what tokens are bound to, and nothing else.
 const (
-	Namespace     = "gloo-mesh-tokens"      // of the two readers, of what tokens are bound to, and of the keys: nothing else is in it
 	Reader        = "istio-reader"          // reads what istiod needs, and no Secret
 	SecretsReader = "istio-reader-secrets"  //nolint:gosec // a name; there only where readSecrets is on: reads every Secret as well, as istiods do that can't do without
 	Observer      = "gloo-mesh-observer"    // in istiod's namespace, without rights: istiod tells its clusters only to those
@@ -36,6 +35,7 @@ const (
 type Config struct {
 	Client         dynamic.Interface
 	Cluster        mesh.ClusterName
+	Namespace      string // mesh.TokensNamespace of the agent's
 	IstioNamespace string
 	// Server is the URL of this cluster's API server as other clusters reach it; empty: found out.
 	Server string
@@ -97,7 +97,7 @@ func New(cfg Config) *Keeper {
 	k := &Keeper{
 		cfg: cfg, wake: make(chan struct{}, 1),
 		secrets:   cfg.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(cfg.IstioNamespace),
-		own:       cfg.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(Namespace),
+		own:       cfg.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "secrets"}).Namespace(cfg.Namespace),
 		envelopes: map[mesh.ClusterName]mesh.TokenEnvelope{}, found: map[string]*remote{}, taken: map[mesh.ClusterName]*taken{}, sent: map[mesh.ClusterName]mesh.TokenGeneration{},
 		sums: map[mesh.ClusterName][sha256.Size]byte{},
 	}
@@ -198,7 +198,7 @@ func (k *Keeper) round(ctx context.Context) time.Duration {
 	}
 	k.mu.Unlock()
 	if k.memory == nil {
-		m, err := loadMemory(ctx, k.own, k.cfg.Cluster)
+		m, err := loadMemory(ctx, k.own, k.cfg.Namespace, k.cfg.Cluster)
 		if err != nil {
 			p.fail(err)
 			k.report(p)
@@ -245,7 +245,7 @@ func explain(err error) string {
 	case apierrors.IsForbidden(err):
 		return err.Error() + " (the chart's rights for remote secrets are missing: install it again after Istio, with glooAgent.remoteSecrets.enabled=true)"
 	case apierrors.IsNotFound(err):
-		return err.Error() + " (namespace " + Namespace + " and what is in it come with the chart: glooAgent.remoteSecrets.enabled=true)"
+		return err.Error() + " (the agent's namespace for tokens and what is in it come with the chart: glooAgent.remoteSecrets.enabled=true)"
 	}
 	return err.Error()
 }

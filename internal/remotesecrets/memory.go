@@ -19,7 +19,8 @@ import (
 
 // memory is Secret keysName: this agent's keys, the keys of others that it has seen, and which remote secrets it wrote.
 type memory struct {
-	client dynamic.ResourceInterface
+	client    dynamic.ResourceInterface
+	namespace string
 	object *unstructured.Unstructured
 	keys   *tokens.Keys
 	noted  noted
@@ -39,15 +40,15 @@ type pin struct {
 }
 
 // loadMemory reads the Secret, or makes it with new keys.
-func loadMemory(ctx context.Context, client dynamic.ResourceInterface, c mesh.ClusterName) (*memory, error) {
+func loadMemory(ctx context.Context, client dynamic.ResourceInterface, namespace string, c mesh.ClusterName) (*memory, error) {
 	u, err := client.Get(ctx, keysName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return newMemory(ctx, client)
+		return newMemory(ctx, client, namespace)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read Secret %s/%s: %w", Namespace, keysName, err)
+		return nil, fmt.Errorf("read Secret %s/%s: %w", namespace, keysName, err)
 	}
-	m := &memory{client: client, object: u}
+	m := &memory{client: client, namespace: namespace, object: u}
 	data, err := dataOf(u)
 	if err == nil {
 		m.keys, err = tokens.ParseKeys(data["seal"], data["sign"])
@@ -56,21 +57,21 @@ func loadMemory(ctx context.Context, client dynamic.ResourceInterface, c mesh.Cl
 		err = json.Unmarshal(data["noted"], &m.noted)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read Secret %s/%s of cluster %s: %w (if it can't be restored, delete it and register the cluster anew: peers refuse another key until then)", Namespace, keysName, c, err)
+		return nil, fmt.Errorf("read Secret %s/%s of cluster %s: %w (if it can't be restored, delete it and register the cluster anew: peers refuse another key until then)", namespace, keysName, c, err)
 	}
 	return m, nil
 }
 
-func newMemory(ctx context.Context, client dynamic.ResourceInterface) (*memory, error) {
+func newMemory(ctx context.Context, client dynamic.ResourceInterface, namespace string) (*memory, error) {
 	keys, err := tokens.NewKeys()
 	if err != nil {
 		return nil, err
 	}
-	m := &memory{client: client, keys: keys, object: newSecret(Namespace, keysName, nil)}
+	m := &memory{client: client, namespace: namespace, keys: keys, object: newSecret(namespace, keysName, nil)}
 	seal, sign := keys.Bytes()
 	fill(m.object, map[string][]byte{"seal": seal, "sign": sign})
 	if m.object, err = client.Create(ctx, m.object, metav1.CreateOptions{FieldManager: mesh.FieldManager}); err != nil {
-		return nil, fmt.Errorf("make Secret %s/%s: %w", Namespace, keysName, err)
+		return nil, fmt.Errorf("make Secret %s/%s: %w", namespace, keysName, err)
 	}
 	return m, nil
 }
@@ -106,7 +107,7 @@ func (m *memory) change(ctx context.Context, f func(*noted)) error {
 				m.object = fresh
 			}
 		}
-		return fmt.Errorf("change Secret %s/%s: %w", Namespace, keysName, err)
+		return fmt.Errorf("change Secret %s/%s: %w", m.namespace, keysName, err)
 	}
 	m.object, m.noted = u, next
 	return nil
@@ -130,7 +131,7 @@ func (m *memory) pinned(ctx context.Context, p mesh.TokenPeer) (sign []byte, err
 		}
 		return nil, fmt.Errorf("cluster %q shows another key than before (%s, not %s) without having been registered anew: nothing is sealed for it and nothing taken from it. "+
 			"If its Secret %s/%s was lost, run `meshctl cluster deregister %s` and register it again; if not, the management server or that cluster is not to be trusted",
-			p.Cluster, mesh.FingerprintOf(p.Key.Sign), mesh.FingerprintOf(have.Sign), Namespace, keysName, p.Cluster)
+			p.Cluster, mesh.FingerprintOf(p.Key.Sign), mesh.FingerprintOf(have.Sign), m.namespace, keysName, p.Cluster)
 	}
 	if err := m.change(ctx, func(n *noted) { n.Pins[p.Cluster] = pin{p.Registration, p.Key.Sign} }); err != nil {
 		return nil, err

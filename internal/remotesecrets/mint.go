@@ -26,7 +26,7 @@ import (
 
 // Annotations of our Secrets.
 const (
-	notePeer       = "admin.gloo.solo.io/token-peer"
+	notePeer       = mesh.TokenPeerAnnotation
 	noteGeneration = "admin.gloo.solo.io/token-generation"
 	noteIssued     = "admin.gloo.solo.io/token-issued"
 	noteExpires    = "admin.gloo.solo.io/token-expires"
@@ -40,7 +40,7 @@ const (
 	reaccount   = 5 * time.Minute  // the API server's address
 )
 
-// minter makes tokens. A token is bound to a Secret of Namespace, one for each peer and generation, which also keeps its envelope: when the Secret goes the token dies.
+// minter makes tokens. A token is bound to a Secret of m.cfg.Namespace, one for each peer and generation, which also keeps its envelope: when the Secret goes the token dies.
 type minter struct {
 	cfg            Config
 	own            dynamic.ResourceInterface
@@ -177,7 +177,7 @@ func boundName(c mesh.ClusterName, g mesh.TokenGeneration) string {
 func (m *minter) load(ctx context.Context, now time.Time) error {
 	list, err := m.own.List(ctx, metav1.ListOptions{LabelSelector: mesh.OwnerLabel + "=" + mesh.OwnerValue})
 	if err != nil {
-		return fmt.Errorf("list Secrets of namespace %s: %w", Namespace, err)
+		return fmt.Errorf("list Secrets of namespace %s: %w", m.cfg.Namespace, err)
 	}
 	out := map[string]bound{}
 	for i := range list.Items {
@@ -238,9 +238,9 @@ func (m *minter) drop(ctx context.Context, name string) error {
 // make makes a token and seals it. First comes the Secret that it is bound to, then the token, then the envelope: an interruption leaves nothing that anybody could use.
 func (m *minter) make(ctx context.Context, keys *tokens.Keys, d *mesh.TokenDirective, peer mesh.TokenPeer, g mesh.TokenGeneration, now time.Time) (b bound, err error) {
 	b = bound{name: boundName(peer.Cluster, g), account: accountFor(peer), MintedToken: mesh.MintedToken{Peer: peer.Cluster, Generation: g, Issued: now.UTC().Truncate(time.Second)}}
-	u := newSecret(Namespace, b.name, map[string]string{notePeer: string(peer.Cluster), noteGeneration: strconv.FormatInt(int64(g), 10), noteIssued: b.Issued.Format(time.RFC3339), noteAccount: b.account})
+	u := newSecret(m.cfg.Namespace, b.name, map[string]string{notePeer: string(peer.Cluster), noteGeneration: strconv.FormatInt(int64(g), 10), noteIssued: b.Issued.Format(time.RFC3339), noteAccount: b.account})
 	if u, err = m.own.Create(ctx, u, metav1.CreateOptions{FieldManager: mesh.FieldManager}); err != nil {
-		return b, fmt.Errorf("make Secret %s/%s: %w", Namespace, b.name, err)
+		return b, fmt.Errorf("make Secret %s/%s: %w", m.cfg.Namespace, b.name, err)
 	}
 	defer func() {
 		if err != nil {
@@ -266,7 +266,7 @@ func (m *minter) make(ctx context.Context, keys *tokens.Keys, d *mesh.TokenDirec
 	u.SetAnnotations(a)
 	fill(u, map[string][]byte{envelopeKey: b.envelope})
 	if _, err = m.own.Update(ctx, u, metav1.UpdateOptions{FieldManager: mesh.FieldManager}); err != nil {
-		return b, fmt.Errorf("store the envelope in Secret %s/%s: %w", Namespace, b.name, err)
+		return b, fmt.Errorf("store the envelope in Secret %s/%s: %w", m.cfg.Namespace, b.name, err)
 	}
 	m.bound[b.name] = b
 	return b, nil
@@ -281,17 +281,17 @@ func (m *minter) request(ctx context.Context, account string, to *unstructured.U
 			"boundObjectRef":    map[string]any{"apiVersion": "v1", "kind": "Secret", "name": to.GetName(), "uid": string(to.GetUID())},
 		},
 	}}
-	accounts := m.cfg.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}).Namespace(Namespace)
+	accounts := m.cfg.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "serviceaccounts"}).Namespace(m.cfg.Namespace)
 	u, err := accounts.Create(ctx, u, metav1.CreateOptions{}, "token")
 	if err != nil {
-		return "", time.Time{}, fmt.Errorf("token for ServiceAccount %s/%s: %w", Namespace, account, err)
+		return "", time.Time{}, fmt.Errorf("token for ServiceAccount %s/%s: %w", m.cfg.Namespace, account, err)
 	}
 	token, _, _ := unstructured.NestedString(u.Object, "status", "token")
 	until, _, _ := unstructured.NestedString(u.Object, "status", "expirationTimestamp")
 	if expires := when(until); token != "" && !expires.IsZero() {
 		return token, expires, nil
 	}
-	return "", time.Time{}, fmt.Errorf("token for ServiceAccount %s/%s: the API server gave none", Namespace, account)
+	return "", time.Time{}, fmt.Errorf("token for ServiceAccount %s/%s: the API server gave none", m.cfg.Namespace, account)
 }
 
 // address finds out how others reach this API server.

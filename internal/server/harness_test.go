@@ -262,6 +262,9 @@ func (a *agent) apply(_ context.Context, ch synclog.Changes) {
 	defer a.mu.Unlock()
 	now := time.Now()
 	for k, v := range ch.Set {
+		if k.Type == mesh.ItemTokens || k.Type == mesh.ItemTokenEnvelope {
+			continue
+		}
 		if a.at[k.Name].IsZero() {
 			a.at[k.Name], a.latest = now, now
 		}
