@@ -21,9 +21,9 @@ import (
 type memory struct {
 	client    dynamic.ResourceInterface
 	namespace string
-	object *unstructured.Unstructured
-	keys   *tokens.Keys
-	noted  noted
+	object    *unstructured.Unstructured
+	keys      *tokens.Keys
+	noted     noted
 }
 
 // noted is the part of memory that changes.
