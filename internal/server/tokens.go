@@ -37,6 +37,9 @@ func (l *loop) tokenPairs(snap *mesh.Snapshot) map[tokens.Pair]bool {
 		c := &snap.Clusters[i]
 		r := l.tokens.Report(c.Name)
 		takesPart := r != nil && len(r.Minted)+len(r.Held) > 0
+		if c.Peering.Off {
+			continue // somebody wants it to take no part
+		}
 		if c.Inventory == nil || !c.Inventory.Complete || c.Inventory.Info.IstioVersion != "" || takesPart {
 			in = append(in, c.Name)
 		}
