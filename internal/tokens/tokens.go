@@ -221,10 +221,10 @@ func status(reader, target *Member, now time.Time) Status {
 // awaited says what is missing next, beginning with what somebody has to mend.
 func awaited(reader, target *Member, held *mesh.HeldToken, newest mesh.MintedToken) (why string, problem bool) {
 	switch {
-	case held != nil && held.Problem != "":
-		return held.Problem, true
 	case target.Report != nil && target.Report.Unminted[reader.Cluster] != "":
 		return target.Report.Unminted[reader.Cluster], true
+	case held != nil && held.Problem != "":
+		return held.Problem, true
 	case !target.Connected:
 		return fmt.Sprintf("no new token, since the agent of %s is not connected", target.Cluster), true
 	case !reader.Connected:
