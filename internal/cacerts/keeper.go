@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
@@ -147,28 +145,9 @@ func (k *Keeper) poke() {
 	}
 }
 
-// lookForIstio is how often a cluster without istiod's namespace is looked at.
-const lookForIstio = 5 * time.Second
-
-// awaitIstio returns when istiod's namespace exists. Before, there is nothing to keep, and no Role that lets the agent look: a Role can't be in a namespace that does not exist.
-func (k *Keeper) awaitIstio(ctx context.Context) {
-	namespaces := k.cfg.Client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"})
-	for {
-		_, err := namespaces.Get(ctx, k.cfg.IstioNamespace, metav1.GetOptions{})
-		if !apierrors.IsNotFound(err) || ctx.Err() != nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(lookForIstio):
-		}
-	}
-}
-
 // Run works until ctx ends; it returns nil then.
 func (k *Keeper) Run(ctx context.Context) error {
-	k.awaitIstio(ctx)
+	follow.AwaitNamespace(ctx, k.cfg.Client, k.cfg.IstioNamespace)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, name := range []string{CACertsName, KeysName} { // by name: the agent's Role needs no right to any other

@@ -14,7 +14,7 @@ const (
 func TokensNamespace(agent string) string { return agent + "-tokens" }
 
 // TokenPeerAnnotation on a Secret of ours names the other cluster that it is about.
-const TokenPeerAnnotation = "admin.gloo.solo.io/token-peer"
+const TokenPeerAnnotation = "admin.gloo.solo.io/token-peer" //nolint:gosec // a name
 
 // TokenGeneration orders the tokens that one cluster made for another: it only grows, and is never used twice for the same pair.
 type TokenGeneration int64

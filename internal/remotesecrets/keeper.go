@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -25,10 +26,10 @@ import (
 
 // Names of what the chart installs. The readers are in the namespace mesh.TokensNamespace, with the keys and what tokens are bound to, and nothing else.
 const (
-	Reader        = "istio-reader"          // reads what istiod needs, and no Secret
-	SecretsReader = "istio-reader-secrets"  //nolint:gosec // a name; there only where readSecrets is on: reads every Secret as well, as istiods do that can't do without
-	Observer      = "gloo-mesh-observer"    // in istiod's namespace, without rights: istiod tells its clusters only to those
-	keysName      = "gloo-mesh-agent-token" //nolint:gosec // a name
+	Reader        = "istio-reader"         // reads what istiod needs, and no Secret
+	SecretsReader = "istio-reader-secrets" //nolint:gosec // a name; there only where readSecrets is on: reads every Secret as well, as istiods do that can't do without
+	Observer      = "gloo-mesh-observer"   // in istiod's namespace, without rights: istiod tells its clusters only to those
+	keysName      = "gloo-mesh-agent-token"
 )
 
 // Config is what New needs.
@@ -164,6 +165,7 @@ func (k *Keeper) Stats() Stats {
 
 // Run works until ctx ends; it returns nil then.
 func (k *Keeper) Run(ctx context.Context) error {
+	follow.AwaitNamespace(ctx, k.cfg.Client, k.cfg.IstioNamespace) // without it there is no istiod
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
@@ -189,13 +191,7 @@ func (k *Keeper) round(ctx context.Context) time.Duration {
 	defer cancel()
 	k.mu.Lock()
 	p := &pass{k: k, ctx: ctx, now: time.Now(), d: k.directive, listed: k.listed, wait: quiet}
-	p.found, p.envelopes = make(map[string]*remote, len(k.found)), make(map[mesh.ClusterName]mesh.TokenEnvelope, len(k.envelopes))
-	for n, r := range k.found {
-		p.found[n] = r
-	}
-	for c, e := range k.envelopes {
-		p.envelopes[c] = e
-	}
+	p.found, p.envelopes = maps.Clone(k.found), maps.Clone(k.envelopes)
 	k.mu.Unlock()
 	if k.memory == nil {
 		m, err := loadMemory(ctx, k.own, k.cfg.Namespace, k.cfg.Cluster)
