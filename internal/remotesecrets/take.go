@@ -60,7 +60,7 @@ func (p *pass) take() {
 		}
 	}
 	p.secretful = w.secretful
-	for _, o := range w.release(orders, p.now) {
+	for _, o := range p.oneByOne(w.release(orders, p.now)) {
 		p.write(o)
 	}
 	for _, peer := range p.peers() {
@@ -79,6 +79,30 @@ func (p *pass) peers() []mesh.TokenPeer {
 		return nil
 	}
 	return p.d.Peers
+}
+
+// oneByOne lets only one token be replaced at a time, so that an istiod never swaps two clusters at once (under load one was seen to forget a third cluster's endpoints for a moment then).
+// An istiod that does not take one up holds the others up for settleFor at most. What is new waits for nobody, and on istiods that are to be restarted all are written together.
+func (p *pass) oneByOne(orders []order) []order {
+	if p.k.watcher.stale() {
+		return orders
+	}
+	busy := false
+	for _, peer := range p.peers() {
+		t, r := p.state(peer.Cluster), p.found[prefixSecret+string(peer.Cluster)]
+		busy = busy || r != nil && r.ours && r.generation != r.added && t.synced < r.generation && p.now.Sub(t.since) < settleFor
+	}
+	return slices.DeleteFunc(slices.Clone(orders), func(o order) bool {
+		if o.before == nil {
+			return false
+		}
+		if busy {
+			p.within(soon)
+			return true
+		}
+		busy = true
+		return false
+	})
 }
 
 func (p *pass) ours() []*remote {

@@ -377,9 +377,9 @@ func orphans(t *testing.T, members ...string) []string {
 	t.Helper()
 	var out []string
 	for _, c := range clusters {
-		found := strings.Fields(lab.Run(t, `kubectl --context `+c+` -n istio-system get secret -l istio/multiCluster=true -o jsonpath='{.items[*].metadata.name}'; echo
+		found := strings.FieldsSeq(lab.Run(t, `kubectl --context `+c+` -n istio-system get secret -l istio/multiCluster=true -o jsonpath='{.items[*].metadata.name}'; echo
 kubectl --context `+c+` -n gloo-mesh-tokens get secret -o jsonpath='{.items[*].metadata.annotations.admin\.gloo\.solo\.io/token-peer}' --ignore-not-found 2>/dev/null || true`))
-		for _, f := range found {
+		for f := range found {
 			if peer := strings.TrimPrefix(f, "istio-remote-secret-"); !slices.Contains(members, c) || !slices.Contains(members, peer) {
 				out = append(out, c+": "+f)
 			}
