@@ -204,7 +204,8 @@ func (p *pass) order(peer mesh.TokenPeer) *order {
 	if err == nil {
 		c, err = p.k.memory.keys.Open(e, p.k.cfg.Cluster, sign, p.now)
 	}
-	if err == nil {
+	proven := t.proven == e.Generation && p.now.Sub(t.probed) < probeEvery
+	if err == nil && !proven {
 		err = p.k.cfg.Probe(p.ctx, c)
 	}
 	t.problem = ""
@@ -213,7 +214,9 @@ func (p *pass) order(peer mesh.TokenPeer) *order {
 		p.within(retryIn)
 		return nil
 	}
-	t.proven, t.probed = e.Generation, p.now
+	if !proven {
+		t.proven, t.probed = e.Generation, p.now
+	}
 	o := &order{peer: peer, envelope: e, before: own, secret: p.remoteSecret(peer, &e, c, own)}
 	sum := sha256.Sum256(kubeconfig(peer.IstioID, c))
 	p.k.sums[peer.Cluster] = sum
