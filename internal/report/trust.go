@@ -68,6 +68,8 @@ func RootTrustPolicy(old adminv2.RootTrustPolicyStatus, in Trust, now time.Time)
 		st.State, st.Message = adminv2.ApprovalFailed, issuing.Message
 	case len(refusing(in.Step.Findings)) > 0 || rotating.Reason == adminv2.ReasonBlocked:
 		st.State, st.Message = adminv2.ApprovalWarning, rotating.Message
+	case trusted.Status == mesh.True && heldBack(&in):
+		st.State, st.Message = adminv2.ApprovalPending, rotating.Message
 	case trusted.Status != mesh.True || in.Step.Rotation.Incoming != nil:
 		st.State, st.Message = adminv2.ApprovalPending, rotating.Message
 		if in.Step.Rotation.Incoming == nil {
@@ -99,6 +101,12 @@ func rotatingCondition(in *Trust) mesh.Condition {
 		if c.Message == "" {
 			c.Message = "no rotation is under way"
 		}
+		if w := in.Input.Want.Paused; w != nil {
+			c.Reason, c.Message = adminv2.ReasonPaused, "no rotation is under way, and none begins: paused by "+w.By
+			if heldBack(in) {
+				c.Message = fmt.Sprintf("a rotation is asked for and does not begin: paused by %s; `meshctl trust resume` lets it", w.By)
+			}
+		}
 		return c
 	}
 	c.Status, c.Reason = mesh.True, adminv2.ReasonInProgress
@@ -119,6 +127,11 @@ func rotatingCondition(in *Trust) mesh.Condition {
 		}
 	}
 	return c
+}
+
+// heldBack: a rotation would begin if nobody had paused it.
+func heldBack(in *Trust) bool {
+	return in.Input.Want.Paused != nil && in.Step.Rotation.Incoming == nil && slices.ContainsFunc(in.Step.Blockers, func(b trust.Blocker) bool { return b.Cluster == "" })
 }
 
 // blockedByAbsence: what is waited for is a cluster that is away; it does not come by itself.

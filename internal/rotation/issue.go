@@ -32,6 +32,7 @@ const (
 type rootAnswer struct {
 	authority string // identify, when it was asked
 	root      *trust.Root
+	passive   []trust.Root // of a passive authority
 	asking    bool
 	at        time.Time // when it was asked last
 	failure   failure

@@ -1,11 +1,13 @@
 package rotation
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"net/url"
 	"os"
 	"slices"
@@ -40,29 +42,86 @@ type testMesh struct {
 	ctx       context.Context //nolint:containedctx // of the agents, which join at any time
 	wg        sync.WaitGroup
 
+	die      func()          // ends the server
+	over     <-chan struct{} // it has ended
+	log      lockedBuffer
 	mu       sync.Mutex
+	requests []*mesh.RotationRequest
+	records  []audit.Record
 	policies map[string]*mesh.RootTrustPolicy
 	clusters []mesh.Cluster
 	signers  map[mesh.ClusterName]mesh.Fingerprint // intermediates in use
+	observed map[mesh.ClusterName]*mesh.TrustObservation
+	csrs     map[mesh.ClusterName]map[string][]byte // requests made, by slot
 }
 
 // newMesh starts a Keeper with clusters that have a label "mesh": the part of their name before '-'.
 func newMesh(t *testing.T, clusters ...mesh.ClusterName) *testMesh {
 	t.Helper()
 	m := &testMesh{
-		t: t, client: kubetest.Client(t, kubetest.Start(t)), board: NewBoard(func() {}), policies: map[string]*mesh.RootTrustPolicy{}, signers: map[mesh.ClusterName]mesh.Fingerprint{},
+		t: t, client: kubetest.Client(t, kubetest.Start(t)), policies: map[string]*mesh.RootTrustPolicy{}, signers: map[mesh.ClusterName]mesh.Fingerprint{},
+		observed: map[mesh.ClusterName]*mesh.TrustObservation{}, csrs: map[mesh.ClusterName]map[string][]byte{},
 	}
 	m.namespace = kubetest.Namespace(t, m.client)
-	m.keeper = New(Config{
-		Client: m.client, Namespace: m.namespace, Board: m.board, Snapshot: m.snapshot, Sessions: m.sessions, Issuers: NewIssuers(m.client, m.namespace),
-		Record: func(audit.Record) {}, Changed: func() {}, Log: slog.New(slog.DiscardHandler),
-	})
 	ctx, stop := context.WithCancel(context.Background())
 	m.ctx = ctx
-	m.wg.Go(func() { _ = m.keeper.Run(ctx) })
+	m.serve(m.client)
 	t.Cleanup(func() { stop(); m.wg.Wait() })
 	m.join(clusters...)
 	return m
+}
+
+// serve ends the server there is, and starts one that knows nothing but what is stored; agents report to it from then on. The context returned ends with it; die ends it.
+func (m *testMesh) serve(c client.Client) (life context.Context, die func()) {
+	if m.die != nil {
+		m.die()
+		<-m.over
+	}
+	life, m.die = context.WithCancel(m.ctx)
+	over := make(chan struct{})
+	m.over = over
+	board := NewBoard(func() {})
+	k := New(Config{
+		Client: c, Namespace: m.namespace, Board: board, Snapshot: m.snapshot, Sessions: m.sessions, Issuers: NewIssuers(c, m.namespace),
+		Record: m.note, Changed: func() {}, Log: slog.New(slog.NewTextHandler(&m.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	m.mu.Lock()
+	m.board, m.keeper = board, k
+	m.mu.Unlock()
+	m.wg.Go(func() { defer close(over); _ = k.Run(life) })
+	return life, m.die
+}
+
+// note keeps an audit record.
+func (m *testMesh) note(r audit.Record) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.records = append(m.records, r)
+}
+
+// server is the Board and the Keeper of the moment.
+func (m *testMesh) server() (*Board, *Keeper) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.board, m.keeper
+}
+
+// lockedBuffer is a log that may be written to from everywhere.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 // join adds clusters.
@@ -91,7 +150,7 @@ func (m *testMesh) sessions() map[mesh.ClusterName]mesh.Session {
 func (m *testMesh) snapshot() *mesh.Snapshot {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := &mesh.Snapshot{AdminNamespace: m.namespace, Clusters: slices.Clone(m.clusters)}
+	s := &mesh.Snapshot{AdminNamespace: m.namespace, Clusters: slices.Clone(m.clusters), RotationRequests: m.asked()}
 	for _, p := range m.policies {
 		s.RootPolicies = append(s.RootPolicies, p)
 	}
@@ -121,7 +180,47 @@ func (m *testMesh) apply(name string, config adminv2.RootTrustConfig) {
 	m.mu.Lock()
 	m.policies[name] = p
 	m.mu.Unlock()
-	m.keeper.Ring()
+	_, k := m.server()
+	k.Ring()
+}
+
+// ask makes a request, as meshctl does.
+func (m *testMesh) ask(policy string, action adminv2.RotationAction, clusters ...string) *adminv2.RotationRequest {
+	m.t.Helper()
+	q := &adminv2.RotationRequest{
+		ObjectMeta: metav1.ObjectMeta{Namespace: m.namespace, GenerateName: "q-"},
+		Spec:       adminv2.RotationRequestSpec{Policy: policy, Action: action, Clusters: clusters, Reason: "drill"},
+	}
+	if err := m.client.Create(m.t.Context(), q); err != nil {
+		m.t.Fatal(err)
+	}
+	_, k := m.server()
+	k.Ring()
+	return q
+}
+
+// asked are the requests, as the server's cache has them.
+func (m *testMesh) asked() []*mesh.RotationRequest {
+	var list adminv2.RotationRequestList
+	if err := m.client.List(m.ctx, &list, client.InNamespace(m.namespace)); err != nil {
+		if m.ctx.Err() == nil {
+			m.t.Error(err)
+		}
+		return nil
+	}
+	var out []*mesh.RotationRequest
+	for i := range list.Items {
+		q := &list.Items[i]
+		r := &mesh.RotationRequest{
+			Source: mesh.Ref{Namespace: q.Namespace, Name: q.Name}, UID: string(q.UID), Policy: mesh.Ref{Namespace: q.Namespace, Name: q.Spec.Policy}, Action: q.Spec.Action,
+			Emergency: q.Spec.Emergency, By: "jane", Reason: q.Spec.Reason, Created: q.CreationTimestamp.Time, State: q.Status.State, Root: mesh.Generation(q.Status.Generation),
+		}
+		for _, c := range q.Spec.Clusters {
+			r.Clusters = append(r.Clusters, mesh.ClusterName(c))
+		}
+		out = append(out, r)
+	}
+	return out
 }
 
 // change updates an object, whoever else writes it meanwhile.
@@ -177,10 +276,15 @@ func (m *testMesh) steady(policy, issuer, before string) adminv2.RootStatus {
 // agent does what its cluster is told.
 func (m *testMesh) agent(ctx context.Context, c mesh.ClusterName) {
 	keys := map[string]crypto.Signer{}
-	m.report(c, &mesh.TrustObservation{Ordered: true})
+	var at *Board
 	var done mesh.Fingerprint
 	for ctx.Err() == nil {
-		raw, _ := m.board.Directive(c)
+		board, _ := m.server()
+		if board != at { // a new server: it is told everything
+			at = board
+			m.reportAll(c, keys)
+		}
+		raw, _ := board.Directive(c)
 		var d mesh.TrustDirective
 		if len(raw) > 0 && mesh.FingerprintOf(raw) != done && json.Unmarshal(raw, &d) == nil {
 			done = mesh.FingerprintOf(raw)
@@ -193,12 +297,31 @@ func (m *testMesh) agent(ctx context.Context, c mesh.ClusterName) {
 	}
 }
 
+// reportAll says what the cluster is and asks for, as an agent does that connects.
+func (m *testMesh) reportAll(c mesh.ClusterName, keys map[string]crypto.Signer) {
+	m.mu.Lock()
+	o, csrs := m.observed[c], maps.Clone(m.csrs[c])
+	m.mu.Unlock()
+	if o == nil {
+		o = &mesh.TrustObservation{Ordered: true}
+	}
+	board, _ := m.server()
+	for id := range keys {
+		board.Take(c, mesh.ItemKey{Type: mesh.ItemTrustRequest, Name: id}, csrs[id])
+	}
+	m.report(c, o)
+}
+
 func (m *testMesh) report(c mesh.ClusterName, o *mesh.TrustObservation) {
 	raw, err := json.Marshal(o)
 	if err != nil {
 		m.t.Error(err)
 	}
-	m.board.Take(c, mesh.ItemKey{Type: mesh.ItemTrust, Name: "trust"}, raw)
+	board, _ := m.server()
+	m.mu.Lock()
+	m.observed[c] = o
+	m.mu.Unlock()
+	board.Take(c, mesh.ItemKey{Type: mesh.ItemTrust, Name: "trust"}, raw)
 }
 
 // obey makes keys, asks for certificates, and shows a cluster that presents and trusts what the directive says.
@@ -269,7 +392,14 @@ func (m *testMesh) key(c mesh.ClusterName, o mesh.IntermediateOrder) crypto.Sign
 	if err != nil {
 		m.t.Error(err)
 	}
-	m.board.Take(c, mesh.ItemKey{Type: mesh.ItemTrustRequest, Name: o.ID}, raw)
+	board, _ := m.server()
+	m.mu.Lock()
+	if m.csrs[c] == nil {
+		m.csrs[c] = map[string][]byte{}
+	}
+	m.csrs[c][o.ID] = raw
+	m.mu.Unlock()
+	board.Take(c, mesh.ItemKey{Type: mesh.ItemTrustRequest, Name: o.ID}, raw)
 	return key
 }
 
@@ -278,7 +408,8 @@ func (m *testMesh) issued(c mesh.ClusterName) *trust.Issued {
 	m.mu.Lock()
 	signer := m.signers[c]
 	m.mu.Unlock()
-	for _, i := range m.keeper.store.cluster(c).Issued {
+	_, k := m.server()
+	for _, i := range k.store.cluster(c).Issued {
 		if i.Signer == signer {
 			return &i
 		}
