@@ -46,6 +46,18 @@ func (e *Events) Once(ctx context.Context, about client.Object, reason, message 
 	return nil
 }
 
+// OnceAbout writes a Warning that exists at most once for this object and key; calling it again changes nothing.
+func (e *Events) OnceAbout(ctx context.Context, about client.Object, reason, key, message string, now time.Time) error {
+	ev, err := e.event(about, corev1.EventTypeWarning, reason, reason+"\x00"+key, message, now)
+	if err != nil {
+		return err
+	}
+	if err := e.client.Create(ctx, ev); err != nil && !errors.IsAlreadyExists(err) {
+		return fmt.Errorf("event %s on %s: %w", reason, about.GetName(), err)
+	}
+	return nil
+}
+
 // Say writes an Event; kind is Normal or Warning. A repetition within a minute is dropped, a later one counts up.
 func (e *Events) Say(ctx context.Context, about client.Object, kind, reason, message string, now time.Time) error {
 	ev, err := e.event(about, kind, reason, reason+"\x00"+message, message, now)

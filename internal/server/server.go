@@ -302,6 +302,7 @@ func (s *server) serveRelay(ctx context.Context) error {
 		{"rounds", lp.run},
 		{"status", rep.run},
 		{"trust", rep.trust.Run},
+		{"expiry", newExpiries(s, rep.trust).run},
 	})
 }
 
