@@ -41,7 +41,7 @@ const (
 // PeerSettings are what a KubernetesCluster says of peering.
 type PeerSettings struct {
 	// Off: it takes no part.
-	Off bool `json:"off,omitempty"`
+	Off bool `json:"switchedOff,omitempty"`
 	// Address overrides what is found; empty: no override.
 	Address string `json:"address,omitempty"`
 	// Port is that of HBONE at Address; 0: PortHBONE.
@@ -93,18 +93,24 @@ type PeerMember struct {
 	Missing  string // why it has no Endpoint
 	// HandMade are its hand-made peers, sorted.
 	HandMade []HandMadePeer
-	// Namespaces of gateways: nil while its inventory is not known, when every namespace is taken to be there.
-	has map[string]*NamespaceInventory
+	// Namespaces it has, sorted; nil while its inventory is not known, when every namespace is taken to be there.
+	Namespaces []string
 }
 
 // Equal compares all that decides.
 func (m *PeerMember) Equal(o *PeerMember) bool {
 	return m.Name == o.Name && m.Network == o.Network && m.Since.Equal(o.Since) && m.Off == o.Off && m.Endpoint == o.Endpoint && m.Missing == o.Missing &&
-		slices.Equal(m.HandMade, o.HandMade)
+		slices.Equal(m.HandMade, o.HandMade) && (m.Namespaces == nil) == (o.Namespaces == nil) && slices.Equal(m.Namespaces, o.Namespaces)
 }
 
 // HasNamespace says whether the namespace exists in the cluster, as far as is known.
-func (m *PeerMember) HasNamespace(ns string) bool { return m.has == nil || m.has[ns] != nil }
+func (m *PeerMember) HasNamespace(ns string) bool {
+	if m.Namespaces == nil {
+		return true
+	}
+	_, ok := slices.BinarySearch(m.Namespaces, ns)
+	return ok
+}
 
 // MemberOf reads what a cluster reported.
 func MemberOf(c *Cluster) *PeerMember {
@@ -125,7 +131,7 @@ func MemberOf(c *Cluster) *PeerMember {
 		}
 		return m
 	}
-	m.Network, m.has = c.Inventory.Info.Network, c.Inventory.Namespaces
+	m.Network, m.Namespaces = c.Inventory.Info.Network, sortedKeysOf(c.Inventory.Namespaces)
 	m.endpoint(c)
 	m.HandMade = handMade(c.Inventory)
 	return m

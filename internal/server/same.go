@@ -10,7 +10,7 @@ import (
 // alike says whether b says nothing to translation that a did not: only outcomes of applies differ, which is what agents report most. It looks at pointers, since what
 // has not changed is the same pointer (internal/state).
 func alike(a, b *mesh.Snapshot) bool {
-	if a == nil || a.ServerVersion != b.ServerVersion || a.ManagementCluster != b.ManagementCluster || a.AdminNamespace != b.AdminNamespace || !sameMap(a.Namespaces, b.Namespaces) ||
+	if a == nil || a.ServerVersion != b.ServerVersion || a.ManagementCluster != b.ManagementCluster || a.AdminNamespace != b.AdminNamespace || a.Peering != b.Peering || !sameMap(a.Namespaces, b.Namespaces) ||
 		!slices.Equal(a.Policies, b.Policies) || !slices.Equal(a.Workspaces, b.Workspaces) || !slices.Equal(a.Settings, b.Settings) || !slices.Equal(a.Overrides, b.Overrides) {
 		return false
 	}

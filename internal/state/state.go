@@ -29,6 +29,7 @@ type Config struct {
 	Namespace         string
 	ServerVersion     string
 	ManagementCluster string
+	Peering           bool // keep peers (featureGates.ConfigDistribution)
 	// Invalid says what is wrong with a KubernetesCluster or an object that Put takes, empty for nothing. The webhook refuses
 	// such objects; this is for those that came past it.
 	Invalid func(client.Object) string
@@ -96,7 +97,7 @@ func (s *State) Take(ctx context.Context, now time.Time) (*mesh.Snapshot, Source
 	if err := s.cfg.Cache.List(ctx, &list, client.InNamespace(s.cfg.Namespace), client.UnsafeDisableDeepCopy); err != nil {
 		return nil, Sources{}, fmt.Errorf("list KubernetesClusters: %w", err)
 	}
-	snap := &mesh.Snapshot{ServerVersion: s.cfg.ServerVersion, ManagementCluster: s.cfg.ManagementCluster, AdminNamespace: s.cfg.Namespace}
+	snap := &mesh.Snapshot{ServerVersion: s.cfg.ServerVersion, ManagementCluster: s.cfg.ManagementCluster, AdminNamespace: s.cfg.Namespace, Peering: s.cfg.Peering}
 	src := Sources{Clusters: make(map[mesh.ClusterName]*adminv2.KubernetesCluster, len(list.Items))}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -18,6 +18,7 @@ type Translator struct {
 	f        *fleet
 	work     []*policyWork // in the order of the Snapshot
 	clusters map[mesh.ClusterName]*clusterState
+	peers    peerState
 	result   Result
 }
 

@@ -22,6 +22,7 @@ type round struct {
 	began   []*policyWork        // that are new, or not as they were
 	tasks   map[mesh.ClusterName]map[string]*task
 	deltas  map[mesh.ClusterName]Delta
+	peers   peerDelta
 	reports bool // of workspaces and settings too
 }
 
@@ -153,6 +154,10 @@ func (r *round) work() error {
 		}
 	}
 	maps.DeleteFunc(t.clusters, func(c mesh.ClusterName, _ *clusterState) bool { return !valid[c] })
+	var err error
+	if r.peers, err = t.peers.next(r.s); err != nil {
+		return err
+	}
 	r.deltas = map[mesh.ClusterName]Delta{}
 	deltas, errs := make([]Delta, len(r.s.Clusters)), make([]error, len(r.s.Clusters))
 	sideBySide(len(deltas), func(i int) {
@@ -300,6 +305,8 @@ func (r *round) objects(c *mesh.Cluster, st *clusterState) (d Delta, err error) 
 	for _, t := range r.tasks[c.Name] {
 		set, gone = append(set, t.set...), append(gone, t.gone...)
 	}
+	peers, left := r.peers(c.Name, st.known)
+	set, gone = append(set, peers...), append(gone, left...)
 	if k := memberOf(r.s, c); !st.known || k != st.member {
 		o, err := k.object()
 		if err != nil {
@@ -329,7 +336,7 @@ func (r *round) result() Result {
 	t := r.t
 	out := Result{
 		Objects: make(map[mesh.ClusterName]Objects, len(t.clusters)), Conditions: membership(r.s), Policies: make(map[mesh.Ref]mesh.PolicyReport, len(t.work)),
-		Workspaces: t.result.Workspaces, Settings: t.result.Settings, Changed: r.deltas,
+		Workspaces: t.result.Workspaces, Settings: t.result.Settings, Changed: r.deltas, Peering: t.peers.peering,
 	}
 	for c, st := range t.clusters {
 		out.Objects[c] = st.objects

@@ -20,6 +20,8 @@ type Result struct {
 	Policies   map[mesh.Ref]mesh.PolicyReport
 	Workspaces map[mesh.Ref]mesh.WorkspaceReport
 	Settings   map[mesh.Ref]mesh.SettingsReport
+	// Peering is who is peered with whom; the same pointer while nothing of it changes.
+	Peering *mesh.Peering
 	// Changed says how Objects differ from those of the Translator's Result before.
 	Changed map[mesh.ClusterName]Delta
 }
