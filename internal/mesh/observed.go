@@ -9,6 +9,7 @@ const (
 	ItemServiceAccount = "serviceaccount" // ServiceAccount
 	ItemWorkload       = "workload"       // Workload, named "namespace/Kind/name" of its owner
 	ItemGateway        = "gateway"        // Gateway
+	ItemPeerProbe      = "peerprobe"      // PeerProbe, named by the Gateway
 	ItemForeign        = "foreignpolicy"  // ForeignPolicy, named "namespace/Kind/name"
 )
 

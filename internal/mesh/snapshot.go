@@ -58,6 +58,8 @@ type Inventory struct {
 	Info     ClusterInfo
 	// Outcomes are the agent's applies, by object.
 	Outcomes map[Ref]Outcome
+	// PeerProbes say how each peer is reached, by the "namespace/name" of its Gateway. They decide nothing.
+	PeerProbes map[string]PeerProbe
 	// Namespaces are what runs in each. One that has not changed since an earlier Snapshot is the same pointer.
 	Namespaces map[string]*NamespaceInventory
 }

@@ -23,6 +23,7 @@ type istiod struct {
 	namespace, revision, version string
 	trustDomain                  string // env TRUST_DOMAIN; rarely set
 	clusterID                    string // env CLUSTER_ID; istiod's default is "Kubernetes"
+	peering                      string // env PEERING_AUTOMATIC_LOCAL_GATEWAY
 }
 
 // meshConfigOf is what is read from a MeshConfig.
@@ -38,10 +39,12 @@ type facts struct {
 	istiods    map[string]istiod       // by namespace/name of the Deployment
 	meshes     map[string]meshConfigOf // by namespace/name of the MeshConfig ConfigMap
 	problems   map[string]string       // by resource
+	nodePorts  map[string]bool         // Services of east-west gateways that are reached by ports of nodes
+	nodes      map[string]string       // their address, by name: only where there are such Services
 }
 
 func newFacts(kubernetes string) *facts {
-	return &facts{kubernetes: kubernetes, networks: map[string]string{}, istiods: map[string]istiod{}, meshes: map[string]meshConfigOf{}, problems: map[string]string{}}
+	return &facts{kubernetes: kubernetes, networks: map[string]string{}, istiods: map[string]istiod{}, meshes: map[string]meshConfigOf{}, problems: map[string]string{}, nodePorts: map[string]bool{}, nodes: map[string]string{}}
 }
 
 func (f *facts) namespace(name string, u *unstructured.Unstructured) {
@@ -52,6 +55,54 @@ func (f *facts) namespace(name string, u *unstructured.Unstructured) {
 	if n := u.GetLabels()[networkLabel]; n != "" {
 		f.networks[name] = n
 	}
+}
+
+func (f *facts) service(name string, u *unstructured.Unstructured) {
+	delete(f.nodePorts, name)
+	if u != nil && byNodePorts(u) {
+		f.nodePorts[name] = true
+	}
+}
+
+// node takes the address under which a node that is ready is reached: ExternalIP, else InternalIP.
+func (f *facts) node(name string, u *unstructured.Unstructured) {
+	delete(f.nodes, name)
+	if u == nil {
+		return
+	}
+	ready := false
+	for _, c := range objects(u.Object, "status", "conditions") {
+		ready = ready || c["type"] == "Ready" && c["status"] == "True"
+	}
+	if !ready {
+		return
+	}
+	by := map[any]string{}
+	for _, a := range objects(u.Object, "status", "addresses") {
+		if v, _ := a["address"].(string); by[a["type"]] == "" {
+			by[a["type"]] = v
+		}
+	}
+	if a := cmp.Or(by["ExternalIP"], by["InternalIP"]); a != "" {
+		f.nodes[name] = a
+	}
+}
+
+// maxNodes is how many nodes' addresses are told.
+const maxNodes = 3
+
+// nodeAddresses are those of a few nodes, the same ones while they are there; nil where nothing is reached by ports of nodes.
+func (f *facts) nodeAddresses() []string {
+	if len(f.nodePorts) == 0 {
+		return nil
+	}
+	var out []string
+	for _, n := range slices.Sorted(maps.Keys(f.nodes)) {
+		if len(out) < maxNodes {
+			out = append(out, f.nodes[n])
+		}
+	}
+	return out
 }
 
 // deployment recognises istiod by the label its chart gives it, whatever the Deployment is called ("istiod", "istiod-gloo", "istiod-1-30").
@@ -79,6 +130,8 @@ func (f *facts) deployment(name string, u *unstructured.Unstructured) {
 				d.trustDomain = value
 			case "CLUSTER_ID":
 				d.clusterID = value
+			case mesh.EnvAutomaticPeering:
+				d.peering = strings.ToLower(value)
 			}
 		}
 	}
@@ -140,13 +193,14 @@ func (f *facts) revisions() []string {
 
 // info is the cluster item. With several istiods the newest version speaks; that there are several is said.
 func (f *facts) info() mesh.ClusterInfo {
-	out := mesh.ClusterInfo{KubernetesVersion: f.kubernetes}
+	out := mesh.ClusterInfo{KubernetesVersion: f.kubernetes, NodeAddresses: f.nodeAddresses()}
 	names := slices.SortedFunc(maps.Keys(f.istiods), func(a, b string) int {
 		return cmp.Or(compareVersions(f.istiods[b].version, f.istiods[a].version), cmp.Compare(a, b))
 	})
 	if len(names) > 0 {
 		d := f.istiods[names[0]]
 		out.IstioVersion, out.IstioNamespace, out.IstioRevision, out.IstioClusterID = d.version, d.namespace, d.revision, d.clusterID
+		out.AutomaticPeering = d.peering
 		out.Network = f.networks[d.namespace]
 		config := cmp.Or(f.meshes[d.namespace+"/istio-"+d.revision], f.meshes[d.namespace+"/istio"])
 		out.TrustDomain = mesh.TrustDomain(cmp.Or(d.trustDomain, config.TrustDomain))

@@ -43,7 +43,11 @@ func serviceItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
 	ip, _, _ := unstructured.NestedString(u.Object, "spec", "clusterIP")
 	s.Headless = ip == "None"
 	for _, p := range objects(u.Object, "spec", "ports") {
-		s.Ports = append(s.Ports, servicePort(p))
+		port := servicePort(p)
+		if byNodePorts(u) {
+			port.NodePort = number(p["nodePort"])
+		}
+		s.Ports = append(s.Ports, port)
 	}
 	for _, in := range objects(u.Object, "status", "loadBalancer", "ingress") {
 		for _, field := range []string{"ip", "hostname"} {
@@ -53,6 +57,13 @@ func serviceItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
 		}
 	}
 	return synclog.Key{Type: mesh.ItemService, Name: follow.Name(u)}, s, true
+}
+
+// byNodePorts: it is the Service of an east-west gateway that is reached by ports of nodes.
+func byNodePorts(u *unstructured.Unstructured) bool {
+	kind, _, _ := unstructured.NestedString(u.Object, "spec", "type")
+	class := u.GetLabels()["gateway.networking.k8s.io/gateway-class-name"]
+	return kind == "NodePort" && (class == mesh.ClassEastWest || class == mesh.ClassEastWestSolo)
 }
 
 func servicePort(p map[string]any) mesh.ServicePort {
@@ -123,7 +134,11 @@ func workload(u *unstructured.Unstructured, kind string, path ...string) (synclo
 	return synclog.Key{Type: mesh.ItemWorkload, Name: w.Namespace + "/" + kind + "/" + w.Name}, w, true
 }
 
+// gatewayItem leaves out our own peers, of which there is one for each other cluster: what became of them is told with the outcomes.
 func gatewayItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
+	if ownPeer(u) {
+		return noItem(u)
+	}
 	g := mesh.Gateway{Namespace: u.GetNamespace(), Name: u.GetName(), Labels: u.GetLabels()}
 	g.Class, _, _ = unstructured.NestedString(u.Object, "spec", "gatewayClassName")
 	for k, v := range u.GetAnnotations() {
@@ -145,6 +160,12 @@ func gatewayItem(u *unstructured.Unstructured) (synclog.Key, any, bool) {
 		}
 	}
 	return synclog.Key{Type: mesh.ItemGateway, Name: follow.Name(u)}, g, true
+}
+
+// ownPeer: it has our label, and is ours by name or because we applied it. Without the label it is somebody's.
+func ownPeer(u *unstructured.Unstructured) bool {
+	class, _, _ := unstructured.NestedString(u.Object, "spec", "gatewayClassName")
+	return class == mesh.ClassRemote && u.GetLabels()[mesh.OwnerLabel] == mesh.OwnerValue && (strings.HasPrefix(u.GetName(), mesh.PeerPrefix) || appliedByUs(u))
 }
 
 // objects reads a list of objects, skipping what is none.

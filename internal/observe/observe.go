@@ -47,7 +47,7 @@ type kind struct {
 func kinds() []kind {
 	return []kind{
 		{resource: gvr("", "v1", "namespaces"), item: namespaceItem, fact: (*facts).namespace},
-		{resource: gvr("", "v1", "services"), item: serviceItem},
+		{resource: gvr("", "v1", "services"), item: serviceItem, fact: (*facts).service},
 		{resource: gvr("", "v1", "serviceaccounts"), item: serviceAccountItem},
 		{resource: gvr("apps", "v1", "deployments"), item: workloadItem("Deployment"), fact: (*facts).deployment},
 		{resource: gvr("apps", "v1", "statefulsets"), item: workloadItem("StatefulSet")},
@@ -72,6 +72,11 @@ const (
 // meshConfig watches the MeshConfig of a revision by its name alone: a cluster has many ConfigMaps, and they are not ours to read.
 func meshConfig(name string) kind {
 	return kind{resource: gvr("", "v1", "configmaps"), object: name, item: noItem, fact: (*facts).configMap}
+}
+
+// nodes are watched only where an east-west gateway is reached by their ports.
+func nodes() kind {
+	return kind{resource: gvr("", "v1", "nodes"), item: noItem, fact: (*facts).node}
 }
 
 // maxRevisions bounds the watches that labels of Deployments can make us open.
@@ -109,6 +114,7 @@ type observer struct {
 	facts     *facts
 	waiting   map[*sink]bool // not listed yet
 	revisions map[string]bool
+	nodes     bool // are watched
 	done      bool
 }
 
@@ -120,6 +126,10 @@ func (o *observer) reportFacts() {
 			o.revisions[r] = true
 			o.start(meshConfig("istio-" + r))
 		}
+	}
+	if len(o.facts.nodePorts) > 0 && !o.nodes {
+		o.nodes = true
+		o.start(nodes())
 	}
 }
 

@@ -51,6 +51,8 @@ type Config struct {
 	WarmGrace time.Duration
 
 	RemoteSecrets RemoteSecrets
+	// ConfigDistribution keeps a peer of each cluster in every other one (featureGates.ConfigDistribution).
+	ConfigDistribution bool
 
 	// Audit is where audit records go, a line each; nil: standard output.
 	Audit io.Writer

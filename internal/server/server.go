@@ -130,7 +130,7 @@ func (s *server) connect() error {
 		Client: s.api, Namespace: s.cfg.Namespace, Names: s.cfg.Secrets, Cluster: s.cfg.clientName(), ServerNames: s.cfg.relayNames(), Log: s.log,
 	})
 	s.state = state.New(state.Config{
-		Cache: s.watch.cache, API: s.api, Namespace: s.cfg.Namespace, ServerVersion: version.Version, ManagementCluster: s.cfg.Cluster, Log: s.log,
+		Cache: s.watch.cache, API: s.api, Namespace: s.cfg.Namespace, ServerVersion: version.Version, ManagementCluster: s.cfg.Cluster, Peering: s.cfg.ConfigDistribution, Log: s.log,
 		Invalid: invalid(validate.Options{AdminNamespace: s.cfg.Namespace}),
 	})
 	s.watch.sources = s.state

@@ -16,6 +16,7 @@ type inventory struct {
 	complete   bool
 	info       mesh.ClusterInfo
 	outcomes   map[mesh.Ref]mesh.Outcome
+	probes     map[string]mesh.PeerProbe
 	namespaces map[string]*mesh.NamespaceInventory
 	named      map[string]bool // namespaces with an item of their own, not only with things in them
 
@@ -32,7 +33,7 @@ func (i *inventory) snapshot() *mesh.Inventory {
 		return nil
 	}
 	if i.out == nil {
-		i.out = &mesh.Inventory{Complete: i.complete, Info: i.info, Outcomes: i.outcomes}
+		i.out = &mesh.Inventory{Complete: i.complete, Info: i.info, Outcomes: i.outcomes, PeerProbes: i.probes}
 		if i.complete { // half of what runs in a cluster is no ground to decide on, and would be translated once for each portion that comes
 			i.out.Namespaces = i.namespaces
 		}
@@ -54,7 +55,14 @@ type batch struct {
 func (i *inventory) observe(ch Change, m models, bad func(mesh.ItemKey, error)) (changed []mesh.Ref) {
 	batches := map[string]*batch{}
 	outcomes := map[mesh.Ref]*mesh.Outcome{}
+	probes := map[string]*mesh.PeerProbe{}
 	take := func(key mesh.ItemKey, value []byte) {
+		if key.Type == mesh.ItemPeerProbe {
+			if err := takeProbe(key.Name, value, probes); err != nil {
+				bad(key, err)
+			}
+			return
+		}
 		if err := i.take(key, value, batches, outcomes); err != nil {
 			bad(key, err)
 		}
@@ -73,6 +81,7 @@ func (i *inventory) observe(ch Change, m models, bad func(mesh.ItemKey, error)) 
 		i.complete, i.out = ch.Complete, nil
 	}
 	i.namespacesFrom(batches, m)
+	i.probesFrom(probes)
 	return i.outcomesFrom(outcomes)
 }
 
@@ -140,6 +149,42 @@ func (i *inventory) take(key mesh.ItemKey, value []byte, batches map[string]*bat
 		return into(&b.foreign, byName(name), value, func(f *mesh.ForeignPolicy) error { return expect(key.Name, f.Namespace, f.Kind, f.Name) })
 	}
 	return nil // types of a newer agent, or not needed yet
+}
+
+// takeProbe decodes one; value nil: it is gone.
+func takeProbe(name string, value []byte, probes map[string]*mesh.PeerProbe) error {
+	if value == nil {
+		probes[name] = nil
+		return nil
+	}
+	p := new(mesh.PeerProbe)
+	if err := json.Unmarshal(value, p); err != nil {
+		return err
+	}
+	probes[name] = p
+	return nil
+}
+
+// probesFrom makes a new map of probes if any is different.
+func (i *inventory) probesFrom(probes map[string]*mesh.PeerProbe) {
+	cloned := false
+	for name, p := range probes {
+		old, had := i.probes[name]
+		if p == nil && !had || p != nil && had && *p == old {
+			continue
+		}
+		if !cloned {
+			i.probes, i.out, cloned = maps.Clone(i.probes), nil, true
+			if i.probes == nil {
+				i.probes = map[string]mesh.PeerProbe{}
+			}
+		}
+		if p == nil {
+			delete(i.probes, name)
+		} else {
+			i.probes[name] = *p
+		}
+	}
 }
 
 // byName turns "Kind/name" into what such lists are sorted by: the name first. The zero byte sorts before every character of a name.

@@ -124,11 +124,24 @@ func (s *State) cluster(kc *adminv2.KubernetesCluster) mesh.Cluster {
 	}
 	return mesh.Cluster{
 		Name: name, SourceUID: string(kc.UID), Generation: kc.Generation, Labels: kc.Labels,
-		Source:        mesh.Ref{Group: gv.Group, Version: gv.Version, Kind: "KubernetesCluster", Namespace: kc.Namespace, Name: kc.Name},
-		ClusterDomain: kc.Spec.ClusterDomain, SkipWarming: kc.Spec.SkipWarming,
+		Source:  mesh.Ref{Group: gv.Group, Version: gv.Version, Kind: "KubernetesCluster", Namespace: kc.Namespace, Name: kc.Name},
+		Peering: peerSettings(kc, s.inventories[name]), ClusterDomain: kc.Spec.ClusterDomain, SkipWarming: kc.Spec.SkipWarming,
 		RegisteredBy: kc.Annotations[adminv2.AnnotationRegisteredBy], RegisteredAt: at.UTC(),
 		UID: mesh.ClusterUID(kc.Status.ClusterUID), Invalid: s.cfg.Invalid(kc), Inventory: s.inventories[name].snapshot(),
 	}
+}
+
+// peerSettings are those of the annotations, with what status remembers of the gateway while the inventory does not tell.
+func peerSettings(kc *adminv2.KubernetesCluster, inv *inventory) mesh.PeerSettings {
+	s := mesh.PeerSettingsOf(kc.Annotations)
+	if p := kc.Status.Peering; p != nil && (inv == nil || !inv.complete) {
+		ns, name, _ := strings.Cut(p.Gateway, "/")
+		s.Last = mesh.PeerEndpoint{
+			Cluster: p.Cluster, Network: p.Network, Namespace: ns, Gateway: name, ServiceAccount: p.ServiceAccount, TrustDomain: mesh.TrustDomain(p.TrustDomain),
+			Address: p.Address, HBONE: p.HBONEPort, XDS: p.XDSPort, Source: p.AddressSource,
+		}
+	}
+	return s
 }
 
 // Find returns a registered cluster as the cache has it, or, with fresh, as the API server has it now (if it can be asked). nil: not registered.

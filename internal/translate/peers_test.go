@@ -51,16 +51,6 @@ func changed(s *mesh.Snapshot, i int, change func(*mesh.Cluster, *mesh.Gateway))
 	return &out
 }
 
-// peersOf counts the Gateways that a cluster is to have.
-func peersOf(objects mesh.Objects) (n int) {
-	for ref := range objects.All() {
-		if ref.Kind == "Gateway" {
-			n++
-		}
-	}
-	return n
-}
-
 // TestPeersWalk: whatever happens to a fleet, what Next makes of it is what All makes of it, and no cluster has a peer of its own or two for a network.
 func TestPeersWalk(t *testing.T) {
 	for seed := range uint64(12) {

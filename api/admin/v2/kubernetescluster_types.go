@@ -24,6 +24,7 @@ const (
 	ConditionVersionSupported  = "VersionSupported"  // agent and server versions may work together
 	ConditionIdentityVerified  = "IdentityVerified"  // certificate, name and kube-system UID belong together
 	ConditionProgrammed        = "Programmed"        // its agent has applied everything the server wants there
+	ConditionPeered            = "Peered"            // every cluster that is peered with it is reached from it
 )
 
 // Reasons of the conditions above. Scripts and alerts may branch on them.
@@ -47,6 +48,12 @@ const (
 	ReasonApplied           = "Applied"           // Programmed=True
 	ReasonApplying          = "Applying"          // Programmed=False: on its way
 	ReasonApplyFailed       = "ApplyFailed"       // Programmed=False: the cluster's API server refused an object
+	ReasonPeersReachable    = "PeersReachable"    // Peered=True
+	ReasonNoPeers           = "NoPeers"           // Peered=True: there is nobody to be peered with
+	ReasonPeeringOff        = "SwitchedOff"       // Peered=True: the cluster takes no part, as somebody wished
+	ReasonPeersUnreachable  = "PeersUnreachable"  // Peered=False: the east-west gateways of some can't be reached from it
+	ReasonPeersMissing      = "PeersMissing"      // Peered=False: some can't be peered with it; the message says why
+	ReasonPeersPending      = "PeersPending"      // Peered=Unknown: not applied or not probed yet
 )
 
 // Reasons of Events on a KubernetesCluster.
@@ -119,6 +126,15 @@ type KubernetesClusterStatus struct {
 	// ClockSkew is how far the agent's clock is from the server's, when more than a few seconds ("10m0s behind").
 	// +optional
 	ClockSkew string `json:"clockSkew,omitempty"`
+	// Peering is where other clusters reach this one.
+	// +optional
+	Peering *ClusterPeering `json:"peering,omitempty"`
+	// Peers are the other clusters as they are reached from this one: those in trouble first, then by name, at most 20; status.peering counts them all.
+	// +optional
+	// +listType=map
+	// +listMapKey=cluster
+	// +kubebuilder:validation:MaxItems=20
+	Peers []ClusterPeer `json:"peers,omitempty"`
 	// CaStatus tells the cluster's certificate authority and the phase of a rotation.
 	// +optional
 	CaStatus *ClusterCAStatus `json:"caStatus,omitempty"`
