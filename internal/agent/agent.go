@@ -23,6 +23,7 @@ import (
 	"ambitmesh.dev/ambit/internal/kube/follow"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/observe"
+	"ambitmesh.dev/ambit/internal/probe"
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/relay/synclog"
 	"ambitmesh.dev/ambit/internal/version"
@@ -91,6 +92,7 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	start(task{"cacerts", trust.keeper.Run})
 	start(task{"probe", trust.run})
 	start(task{"remote secrets", remotes.run})
+	start(task{"peers", probe.NewPeers(probe.PeersConfig{Client: kube.client, Source: inventory, Log: log.With("stage", "peers")}).Run})
 	start(task{"observe", func(ctx context.Context) error {
 		return observe.Run(ctx, observe.Config{Client: kube.client, Source: inventory, Log: log.With("stage", "observe"), KubernetesVersion: kubernetes})
 	}})

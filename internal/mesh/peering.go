@@ -122,6 +122,8 @@ func MemberOf(c *Cluster) *PeerMember {
 		m.Off = "annotation " + AnnotationAutomaticPeering + " on its KubernetesCluster is \"false\""
 	case c.Inventory != nil && c.Inventory.Info.AutomaticPeering == "false":
 		m.Off = "its istiod has " + EnvAutomaticPeering + "=false"
+	case c.Inventory != nil && c.Inventory.Complete && c.Inventory.Info.IstioVersion == "" && len(eastWest(c.Inventory)) == 0:
+		m.Off = "no istiod runs there"
 	}
 	if c.Inventory == nil || !c.Inventory.Complete {
 		m.Endpoint = c.Peering.Last

@@ -19,7 +19,7 @@ func member(name string, change ...func(*mesh.Cluster)) mesh.Cluster {
 		Name: mesh.ClusterName(name), RegisteredAt: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), UID: "uid",
 		Inventory: &mesh.Inventory{
 			Complete: true,
-			Info:     mesh.ClusterInfo{TrustDomain: "cluster.local", Network: name, IstioNamespace: "istio-system", IstioClusterID: name},
+			Info:     mesh.ClusterInfo{TrustDomain: "cluster.local", IstioVersion: "1.30.1", Network: name, IstioNamespace: "istio-system", IstioClusterID: name},
 			Namespaces: map[string]*mesh.NamespaceInventory{eastWest: {Gateways: []mesh.Gateway{{
 				Namespace: eastWest, Name: eastWest, Class: mesh.ClassEastWest, Programmed: true, Addresses: []string{"192.0.2.1"}, Labels: map[string]string{mesh.LabelNetwork: name},
 			}}}},
@@ -105,6 +105,9 @@ func TestPeerReasons(t *testing.T) {
 			c.Inventory.Info.Network, gateway(c).Labels = "east", map[string]string{mesh.LabelNetwork: "east"}
 		}, gate: true, want: [2]mesh.PeerReason{mesh.PeerSameNetwork, mesh.PeerSameNetwork}},
 		"no gateway": {west: func(c *mesh.Cluster) { c.Inventory.Namespaces[eastWest].Gateways = nil }, gate: true, want: [2]mesh.PeerReason{mesh.PeerNoGateway, mesh.PeerAutomatic}},
+		"no mesh": {west: func(c *mesh.Cluster) {
+			c.Inventory.Namespaces, c.Inventory.Info = map[string]*mesh.NamespaceInventory{eastWest: {}}, mesh.ClusterInfo{}
+		}, gate: true, want: [2]mesh.PeerReason{mesh.PeerOtherOff, mesh.PeerSelfOff}},
 		"no address": {west: func(c *mesh.Cluster) { gateway(c).Addresses = nil }, gate: true, want: [2]mesh.PeerReason{mesh.PeerNoGateway, mesh.PeerAutomatic}},
 		"no network": {west: func(c *mesh.Cluster) { gateway(c).Labels, c.Inventory.Info.Network = nil, "" }, gate: true, want: [2]mesh.PeerReason{mesh.PeerNoGateway, mesh.PeerAutomatic}},
 		"no namespace for the peer": {west: func(c *mesh.Cluster) {

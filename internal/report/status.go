@@ -33,6 +33,8 @@ type Input struct {
 	Patient bool
 	// CA is the cluster's certificate authority; nil: nothing new is known.
 	CA *adminv2.ClusterCAStatus
+	// Peering is how it stands with other clusters; nil: nothing is known.
+	Peering *PeeringStatus
 	// ServerVersion is the management server's.
 	ServerVersion string
 }
@@ -64,6 +66,12 @@ func Next(old adminv2.KubernetesClusterStatus, in Input, now time.Time) adminv2.
 	}
 	if in.CA != nil {
 		st.CaStatus = in.CA
+	}
+	if p := in.Peering; p != nil {
+		st.Peers = p.Peers
+		if p.Summary == nil || p.Summary.Address != "" || c.Inventory != nil && c.Inventory.Complete { // what was learnt once counts until more is known
+			st.Peering = p.Summary
+		}
 	}
 	switch {
 	case s.Connected:
@@ -123,6 +131,9 @@ func state(in Input, st adminv2.KubernetesClusterStatus) adminv2.State {
 func conditions(old []metav1.Condition, in Input, st adminv2.KubernetesClusterStatus, now time.Time) []metav1.Condition {
 	all := slices.Clone(in.Conditions)
 	all = append(all, connected(in, st), identity(in), warm(in), programmed(in, st, condition(old, adminv2.ConditionProgrammed)))
+	if in.Peering != nil && in.Peering.Condition != nil {
+		all = append(all, *in.Peering.Condition)
+	}
 	if st.AgentVersion != "" {
 		all = append(all, VersionSupported(st.AgentVersion, in.ServerVersion))
 	}

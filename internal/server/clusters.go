@@ -34,6 +34,15 @@ func (r *reporter) reportClusters(ctx context.Context, v *view, sessions map[mes
 			delete(r.since, c)
 		}
 	}
+	for c := range r.peers {
+		if v.clusters[c] == nil {
+			r.forgetPeers(c)
+		}
+	}
+	var names []mesh.ClusterName
+	if v.result.Peering != nil {
+		names = v.result.Peering.Names()
+	}
 	for i := range v.snapshot.Clusters {
 		c := &v.snapshot.Clusters[i]
 		kc, s := v.clusters[c.Name], sessions[c.Name]
@@ -45,7 +54,7 @@ func (r *reporter) reportClusters(ctx context.Context, v *view, sessions map[mes
 		in := report.Input{
 			Cluster: *c, Session: session(s, now), Conditions: v.result.Conditions[c.Source],
 			Desired: v.result.Objects[c.Name], Published: v.published[c.Name], ServerVersion: version.Version,
-			CA: r.trust.Status(c.Name),
+			CA: r.trust.Status(c.Name), Peering: r.peering(v, c, names),
 		}
 		next := report.Next(last, in, now)
 		if in.Patient = r.applying(c.Name, next, now); in.Patient {

@@ -19,6 +19,7 @@ type metrics struct {
 	clusters      *prometheus.GaugeVec
 	waiting       prometheus.Gauge
 	relayProblems *prometheus.GaugeVec
+	peers         *prometheus.GaugeVec
 }
 
 func newMetrics() *metrics {
@@ -32,8 +33,9 @@ func newMetrics() *metrics {
 		clusters:      prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gloo_mesh_clusters", Help: "Registered clusters by connection."}, []string{"connection"}),
 		waiting:       prometheus.NewGauge(prometheus.GaugeOpts{Name: "gloo_mesh_safe_mode_waiting_clusters", Help: "Clusters whose inventory is awaited before anything may be removed."}),
 		relayProblems: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gloo_mesh_relay_certificate_problems", Help: "Problems of the relay certificate family by Secret."}, []string{"secret"}),
+		peers:         prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "gloo_mesh_peers", Help: "Other clusters that a cluster is peered with, or should be, by state: reachable, unreachable, pending, missing."}, []string{"cluster", "state"}),
 	}
-	m.registry.MustRegister(m.leader, m.translation, m.round, m.statusWrites, m.statusErrors, m.clusters, m.waiting, m.relayProblems,
+	m.registry.MustRegister(m.peers, m.leader, m.translation, m.round, m.statusWrites, m.statusErrors, m.clusters, m.waiting, m.relayProblems,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

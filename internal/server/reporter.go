@@ -76,6 +76,7 @@ type reporter struct {
 	due     map[mesh.Ref]bool              // policies whose status may be another, and is not written yet
 	refused map[mesh.ClusterName]time.Time // last refusal told
 	since   map[mesh.ClusterName]time.Time // when it began to apply what it is applying
+	peers   map[mesh.ClusterName]peerMemo
 }
 
 func newReporter(s *server, hub *relay.Hub) *reporter {
@@ -86,7 +87,7 @@ func newReporter(s *server, hub *relay.Hub) *reporter {
 		workspaces: report.NewWriter(api, report.Unequal[adminv2.WorkspaceStatus]), settings: report.NewWriter(api, report.Unequal[adminv2.WorkspaceSettingsStatus]),
 		overrides: report.NewWriter(api, report.Unequal[securityv2.PolicyOverrideStatus]),
 		posted:    newBell(), news: news{touched: map[mesh.Ref]bool{}}, book: report.NewBook(), due: map[mesh.Ref]bool{},
-		refused: map[mesh.ClusterName]time.Time{}, since: map[mesh.ClusterName]time.Time{},
+		refused: map[mesh.ClusterName]time.Time{}, since: map[mesh.ClusterName]time.Time{}, peers: map[mesh.ClusterName]peerMemo{},
 	}
 }
 
