@@ -35,7 +35,7 @@ type PeersConfig struct {
 const (
 	peerEvery    = time.Minute            // each peer, while it answers
 	peerApart    = 300 * time.Millisecond // probes in a large fleet, on average
-	peerSoon     = 3 * time.Second        // after a failure; longer each time
+	peerSoon     = 3 * time.Second        // after a failure; longer each time, and in a large fleet
 	peerParallel = 16
 	peerTime     = 4 * time.Second // for one
 	peerLook     = 500 * time.Millisecond
@@ -164,7 +164,7 @@ func (p *Peers) pause(misses int) time.Duration {
 	if misses == 0 {
 		return usual
 	}
-	return min(peerSoon<<min(misses-1, 6), usual)
+	return min(max(peerSoon, time.Duration(len(p.targets))*peerApart/8)<<min(misses-1, 6), usual)
 }
 
 // worthSaying: it is the first word of it, or another one. One miss of a gateway that answered is no news, nor is a round trip that is not half or twice what it was.

@@ -33,6 +33,7 @@ func (p ManagementPlane) installArgs() []string {
 	return []string{
 		"install", "--kubecontext", p.Mgmt,
 		"--set", "glooMgmtServer.serviceType=LoadBalancer",
+		"--set", "featureGates.ConfigDistribution=true", // peers between the clusters
 	}
 }
 

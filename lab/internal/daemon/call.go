@@ -119,7 +119,7 @@ func (d *daemon) caller(r *http.Request) (*caller, error) {
 		return nil, err
 	}
 	if from.Cluster != to.Cluster {
-		c.gateway, err = d.gatewayOf(ctx, to.Cluster)
+		c.gateway, err = d.wayTo(ctx, from.Cluster, to.Cluster)
 	}
 	return c, err
 }
@@ -166,6 +166,45 @@ func (d *daemon) serviceOf(ctx context.Context, p Party) (string, error) {
 	}
 	port, _ := ports[0].(map[string]any)
 	return fmt.Sprintf("%s.%s.svc.cluster.local:%v", p.Name, p.Namespace, port["port"]), nil
+}
+
+// wayTo is where a call from one cluster to another leaves for: what the peer
+// (Gateway of class istio-remote) for that cluster's network says, or, where
+// there is none, the address of its east-west gateway.
+func (d *daemon) wayTo(ctx context.Context, from, to string) (string, error) {
+	dyn, err := d.client(from)
+	if err != nil {
+		return "", err
+	}
+	peers, err := dyn.Resource(schema.GroupVersionResource{Group: "gateway.networking.k8s.io", Version: "v1", Resource: "gateways"}).
+		List(ctx, metav1.ListOptions{LabelSelector: "topology.istio.io/network=" + to})
+	if err != nil {
+		return "", fmt.Errorf("peers of %s: %w", from, err)
+	}
+	for i := range peers.Items {
+		if address := peerAddress(&peers.Items[i]); address != "" {
+			return address, nil
+		}
+	}
+	return d.gatewayOf(ctx, to)
+}
+
+// peerAddress is where a peer leads to; empty: it is no peer.
+func peerAddress(gw *unstructured.Unstructured) string {
+	if class, _, _ := unstructured.NestedString(gw.Object, "spec", "gatewayClassName"); class != "istio-remote" {
+		return ""
+	}
+	addresses, _, _ := unstructured.NestedSlice(gw.Object, "spec", "addresses")
+	listeners, _, _ := unstructured.NestedSlice(gw.Object, "spec", "listeners")
+	for _, l := range listeners {
+		l, _ := l.(map[string]any)
+		if l["protocol"] != "HBONE" || len(addresses) == 0 {
+			continue
+		}
+		first, _ := addresses[0].(map[string]any)
+		return net.JoinHostPort(fmt.Sprint(first["value"]), fmt.Sprint(l["port"]))
+	}
+	return ""
 }
 
 // gatewayOf is the address of a cluster's east-west gateway.
