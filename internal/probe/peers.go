@@ -221,8 +221,7 @@ func (p *Peers) ask(ctx context.Context, host string, port int32) (time.Duration
 	case err == nil:
 		return max(took, 1), mesh.PeerAnswers
 	case connected:
-		var alert tls.AlertError
-		if errors.As(err, &alert) { // it speaks TLS, and refuses who has no certificate
+		if _, refused := errors.AsType[tls.AlertError](err); refused { // it speaks TLS, and refuses who has no certificate
 			return max(took, 1), mesh.PeerAnswers
 		}
 		return 0, mesh.PeerNoHandshake
