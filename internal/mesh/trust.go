@@ -101,6 +101,8 @@ type TrustObservation struct {
 	Verifiers []VerifierGroup `json:"verifiers,omitempty"`
 	// ConfigMaps are the root ConfigMaps istio-ca-root-cert, those with the same bundle as one entry. Clients of istiod trust by them.
 	ConfigMaps []BundleGroup `json:"configMaps,omitempty"`
+	// CRLs are the ConfigMaps istio-ca-crl, in which istiod hands out revocation lists, those that hold the same as one entry. Absent where they may not be watched.
+	CRLs []CRLGroup `json:"crls,omitempty"`
 	// Webhooks are the caBundles of istiod's webhooks, as ConfigMaps.
 	Webhooks []BundleGroup `json:"webhooks,omitempty"`
 	// Restarted are the tokens of the last restarts done, and what is under way.
@@ -167,6 +169,8 @@ type VerifierGroup struct {
 	// Accepts are the distinguished names (RFC 4514) of the roots they accept, sorted. Known is false where the peer does not list them.
 	Accepts []string `json:"accepts,omitempty"`
 	Known   bool     `json:"known"`
+	// CRL: of ztunnel, the one of the node is told to read revocation lists (CRL_PATH; chart value peerCaCrl.enabled).
+	CRL bool `json:"crl,omitempty"`
 	// LeafUntil is the latest NotAfter of their leaves.
 	LeafUntil time.Time `json:"leafUntil,omitzero"`
 	Count     int       `json:"count"`
@@ -181,6 +185,13 @@ type BundleGroup struct {
 	Roots    []Fingerprint `json:"roots,omitempty"`
 	Count    int           `json:"count"`
 	Examples []string      `json:"examples,omitempty"`
+}
+
+// CRLGroup is a number of objects that hold the same revocation lists.
+type CRLGroup struct {
+	SHA256   Fingerprint `json:"sha256,omitzero"` // of ca-crl.pem, as CACerts.CRL; zero: the key is not there
+	Count    int         `json:"count"`
+	Examples []string    `json:"examples,omitempty"`
 }
 
 // RestartState is how far restarts are.

@@ -57,6 +57,7 @@ func assemble(f findings) mesh.TrustObservation {
 	}
 	o.ConfigMaps = bundles(f.view.maps, bundle)
 	o.Webhooks = bundles(f.view.webhooks, bundle)
+	o.CRLs = lists(f.view.crls)
 	for _, i := range f.istiods { // all of them first: their chains explain the leaves of others
 		b.know(i.answer.serving)
 		b.know(i.answer.chain)
@@ -178,7 +179,7 @@ func verifyLeaf(a answer) error {
 func (b *builder) verifiers(all []verifier) []mesh.VerifierGroup {
 	groups := map[string]*mesh.VerifierGroup{}
 	for _, v := range all {
-		g := mesh.VerifierGroup{Kind: v.target.kind, Version: v.target.version, Known: v.shown.Known, Accepts: v.shown.Accepts}
+		g := mesh.VerifierGroup{Kind: v.target.kind, Version: v.target.version, CRL: v.target.crl, Known: v.shown.Known, Accepts: v.shown.Accepts}
 		if v.err != nil {
 			g.Error = v.err.Error()
 		}
@@ -189,7 +190,7 @@ func (b *builder) verifiers(all []verifier) []mesh.VerifierGroup {
 			}
 			g.LeafUntil = v.shown.Chain[0].NotAfter.UTC()
 		}
-		key := fmt.Sprintf("%s\x00%s\x00%s\x00%s\x00%q\x00%t\x00%s", g.Kind, g.Version, g.Issuer, g.Chain, g.Accepts, g.Known, g.Error)
+		key := fmt.Sprintf("%s\x00%s\x00%t\x00%s\x00%s\x00%q\x00%t\x00%s", g.Kind, g.Version, g.CRL, g.Issuer, g.Chain, g.Accepts, g.Known, g.Error)
 		if groups[key] == nil {
 			groups[key] = &g
 		}
@@ -235,6 +236,20 @@ func bundles(all map[string]string, read func(string) []mesh.Fingerprint) []mesh
 		return cmp.Compare(strings.Join(a.Examples, " "), strings.Join(b.Examples, " "))
 	})
 	return out
+}
+
+// lists groups objects by the revocation lists they hold.
+func lists(all map[string]mesh.Fingerprint) []mesh.CRLGroup {
+	names := map[mesh.Fingerprint][]string{}
+	for name, f := range all {
+		names[f] = append(names[f], name)
+	}
+	out := make([]mesh.CRLGroup, 0, len(names))
+	for f, of := range names {
+		out = append(out, mesh.CRLGroup{SHA256: f, Count: len(of), Examples: examples(of)})
+	}
+	slices.SortFunc(out, func(a, b mesh.CRLGroup) int { return strings.Compare(a.Examples[0], b.Examples[0]) })
+	return out[:len(out):len(out)]
 }
 
 func examples(names []string) []string {

@@ -9,6 +9,7 @@ import (
 type target struct {
 	kind    string // VerifierGroup.Kind
 	version string
+	crl     bool // VerifierGroup.CRL
 	pods    []pod
 	silent  string // why it can't be probed at all; empty: it can
 }
@@ -23,10 +24,10 @@ const unseen = "does not accept HBONE on port 15008, so what it trusts can't be 
 // Envoy is asked for itself.
 func targetsOf(pods []pod) []target {
 	type pair struct{ node, account string }
-	versions := map[string]string{} // of ztunnel, by node
+	ztunnels := map[string]pod{} // by node
 	for _, p := range pods {
 		if p.role == roleZtunnel {
-			versions[p.node] = p.version
+			ztunnels[p.node] = p
 		}
 	}
 	captured := map[pair]*target{}
@@ -37,7 +38,7 @@ func targetsOf(pods []pod) []target {
 		case roleCaptured:
 			k := pair{p.node, p.account}
 			if captured[k] == nil {
-				captured[k] = &target{kind: "ztunnel", version: versions[p.node]}
+				captured[k] = &target{kind: "ztunnel", version: ztunnels[p.node].version, crl: ztunnels[p.node].crl}
 				order = append(order, k)
 			}
 			captured[k].pods = append(captured[k].pods, p)

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"ambitmesh.dev/ambit/internal/kube/follow"
+	"ambitmesh.dev/ambit/internal/mesh"
 )
 
 // What a Pod is to us.
@@ -41,6 +42,7 @@ type pod struct {
 	multiRoot         bool
 	maxLeaf           time.Duration
 	ready             bool
+	crl               bool // ztunnel only: CRL_PATH is set
 	going             bool // deleted, and not gone: on a node that is away it may run on for long (facts T7)
 }
 
@@ -51,6 +53,9 @@ const (
 	managedLabel = "gateway.istio.io/managed"
 	rootMapName  = "istio-ca-root-cert"
 	rootKey      = "root-cert.pem"
+	// crlMapName: istiod hands out revocation lists in it, in every namespace (istio: pilot/pkg/serviceregistry/kube/controller, CRLNamespaceConfigMap).
+	crlMapName = "istio-ca-crl"
+	crlKey     = "ca-crl.pem"
 	// defaultMaxLeaf is istiod's MAX_WORKLOAD_CERT_TTL (istio: pilot/pkg/bootstrap/istio_ca.go).
 	defaultMaxLeaf = 90 * 24 * time.Hour
 )
@@ -82,7 +87,9 @@ func podOf(u *unstructured.Unstructured, istioNamespace string) (p pod, ok bool)
 			p.maxLeaf = d
 		}
 	default:
-		p.version = imageTag(text(container(spec, "istio-proxy")["image"]))
+		c := container(spec, "istio-proxy")
+		p.version = imageTag(text(c["image"]))
+		p.crl = p.role == roleZtunnel && environment(c)["CRL_PATH"] != ""
 	}
 	return p, true
 }
@@ -177,6 +184,12 @@ func rootMap(u *unstructured.Unstructured) (string, bool) {
 	return shared(s), true // all namespaces hold the same; one without the key is a bundle without roots, and must be seen
 }
 
+// crlMap reads what revocation lists a namespace has, as their SHA-256; one that istiod has made before there was any is of no interest.
+func crlMap(u *unstructured.Unstructured) (mesh.Fingerprint, bool) {
+	s, _, _ := unstructured.NestedString(u.Object, "data", crlKey)
+	return mesh.FingerprintOf([]byte(s)), s != ""
+}
+
 // caBundles reads what the istiod webhooks of a configuration are verified by; those that differ follow each other.
 func caBundles(u *unstructured.Unstructured, istioNamespace string) (string, bool) {
 	hooks, _ := u.Object["webhooks"].([]any)
@@ -262,6 +275,7 @@ func (t *table[T]) failed(err error) {
 type world struct {
 	pods                 *table[pod]
 	maps                 *table[string]
+	crls                 *table[mesh.Fingerprint]
 	mutating, validating *table[string]
 }
 
@@ -269,7 +283,7 @@ func newWorld(istioNamespace string) *world {
 	hooks := func(u *unstructured.Unstructured) (string, bool) { return caBundles(u, istioNamespace) }
 	return &world{
 		pods: newTable(func(u *unstructured.Unstructured) (pod, bool) { return podOf(u, istioNamespace) }),
-		maps: newTable(rootMap), mutating: newTable(hooks), validating: newTable(hooks),
+		maps: newTable(rootMap), crls: newTable(crlMap), mutating: newTable(hooks), validating: newTable(hooks),
 	}
 }
 
@@ -285,6 +299,7 @@ func (w *world) follow(ctx context.Context, cfg Config) {
 	const admission = "admissionregistration.k8s.io"
 	watch("", "pods", "status.phase=Running", w.pods, w.pods.failed)
 	watch("", "configmaps", "metadata.name="+rootMapName, w.maps, w.maps.failed)
+	watch("", "configmaps", "metadata.name="+crlMapName, w.crls, w.crls.failed)
 	watch(admission, "mutatingwebhookconfigurations", "", w.mutating, w.mutating.failed)
 	watch(admission, "validatingwebhookconfigurations", "", w.validating, w.validating.failed)
 	wg.Wait()
@@ -292,9 +307,10 @@ func (w *world) follow(ctx context.Context, cfg Config) {
 
 // view is a world at one moment.
 type view struct {
-	pods       []pod             // by name
-	maps       map[string]string // root bundles by namespace, "" where a namespace has none
-	webhooks   map[string]string // caBundles by "mutating/NAME"
+	pods       []pod                       // by name
+	maps       map[string]string           // root bundles by namespace, "" where a namespace has none
+	crls       map[string]mesh.Fingerprint // of revocation lists, by namespace
+	webhooks   map[string]string           // caBundles by "mutating/NAME"
 	problems   []string
 	incomplete bool // something can't be relied on: nothing is proven by this view
 }
@@ -315,6 +331,13 @@ func (w *world) now() view {
 	v.maps = map[string]string{}
 	for name, b := range bundles {
 		v.maps[strings.TrimSuffix(name, "/"+rootMapName)] = b
+	}
+	lists, trouble := w.crls.now()
+	if trouble == "" { // nothing that is proven rests on them, and a role made before they were watched must not stop the rest
+		v.crls = map[string]mesh.Fingerprint{}
+		for name, f := range lists {
+			v.crls[strings.TrimSuffix(name, "/"+crlMapName)] = f
+		}
 	}
 	for _, p := range v.pods { // a namespace has none where discoverySelectors leave it out; proxies need one
 		if ns, _, _ := strings.Cut(p.name, "/"); p.role != roleCaptured && p.role != roleIstiod {

@@ -57,6 +57,7 @@ func caStatus(in *Trust, c *trust.Cluster, s *adminv2.ClusterTrustStatus) *admin
 	wanted := r.Trusts()
 	st.Istiods = istiods(o, r, wanted)
 	st.Verifiers = verifiers(o, r, wanted)
+	st.Revocation = revocation(in, c)
 	st.Problems = slices.Clone(o.Problems)
 	if no := in.Refusals[c.Name]; no != "" {
 		st.Problems = append([]string{no}, st.Problems...)

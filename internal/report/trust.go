@@ -24,6 +24,9 @@ type Trust struct {
 	// Issuing says what the certificate authority refuses, empty: nothing; Refusals what it refuses a cluster.
 	Issuing  string
 	Refusals map[mesh.ClusterName]string
+	// Revoked are intermediates that are revoked; Unlisted says why roots have no revocation list, or an old one.
+	Revoked  []adminv2.RevokedCertificate
+	Unlisted []string
 }
 
 // phase is the phase in the API's words.
@@ -59,6 +62,7 @@ func RootTrustPolicy(old adminv2.RootTrustPolicyStatus, in Trust, now time.Time)
 	st.Phase = in.phase()
 	st.Roots = rootStatuses(&in)
 	st.Clusters = clusterTrust(&in)
+	st.Revoked = slices.Clip(in.Revoked[:min(len(in.Revoked), maxParties)])
 	rotating, issuing, trusted := rotatingCondition(&in), issuingCondition(&in), trustedCondition(st.Clusters)
 	st.Conditions = stamped(old.Conditions, []mesh.Condition{accepted, rotating, issuing, trusted}, p.Generation, now)
 	switch {
@@ -66,6 +70,8 @@ func RootTrustPolicy(old adminv2.RootTrustPolicyStatus, in Trust, now time.Time)
 		st.State, st.Message = adminv2.ApprovalWarning, accepted.Message
 	case issuing.Status == mesh.False:
 		st.State, st.Message = adminv2.ApprovalFailed, issuing.Message
+	case len(in.Unlisted) > 0:
+		st.State, st.Message = adminv2.ApprovalWarning, "revocation: "+few(in.Unlisted)
 	case len(refusing(in.Step.Findings)) > 0 || rotating.Reason == adminv2.ReasonBlocked:
 		st.State, st.Message = adminv2.ApprovalWarning, rotating.Message
 	case trusted.Status == mesh.True && heldBack(&in):

@@ -45,7 +45,9 @@ type Config struct {
 	Snapshot func() *mesh.Snapshot
 	Sessions func() map[mesh.ClusterName]mesh.Session
 	Issuers  *Issuers
-	Record   func(audit.Record)
+	// GoneGrace is how long after a cluster's deregistration its intermediates are revoked; 0: 30 s.
+	GoneGrace time.Duration
+	Record    func(audit.Record)
 	// Changed is called after a round in which what Status says may have changed.
 	Changed func()
 	Log     *slog.Logger
@@ -182,7 +184,7 @@ func (k *Keeper) round(ctx context.Context, wg *sync.WaitGroup, now time.Time) (
 		maps.Copy(directives, t.step.Directives)
 		maps.Copy(statuses, t.statuses)
 		inputs[p.Source.Name] = t.input
-		pause = soonest(soonest(pause, t.step.Wait), k.askAgain(p.Source.Name, now))
+		pause = soonest(soonest(pause, t.step.Wait), soonest(k.askAgain(p.Source.Name, now), nextRevocation(t.revoked, now)))
 	}
 	if len(errs) == 0 || k.boardReady() {
 		k.cfg.Board.direct(directives)
@@ -194,7 +196,7 @@ func (k *Keeper) round(ctx context.Context, wg *sync.WaitGroup, now time.Time) (
 	if changed {
 		k.cfg.Changed()
 	}
-	errs = append(errs, k.forget(ctx, snap))
+	errs = append(errs, k.forget(ctx, snap, now))
 	return pause, errors.Join(errs...)
 }
 
@@ -203,14 +205,18 @@ func (k *Keeper) boardReady() bool {
 	return ready
 }
 
-// forget drops records of clusters that are deregistered. A Snapshot without any cluster may be one that knows nothing.
-func (k *Keeper) forget(ctx context.Context, snap *mesh.Snapshot) error {
+// forget drops records of clusters that are deregistered, after their intermediates were revoked. A Snapshot without any cluster may be one that knows nothing.
+func (k *Keeper) forget(ctx context.Context, snap *mesh.Snapshot, now time.Time) error {
 	if len(snap.Clusters) == 0 {
 		return nil
 	}
 	var errs []error
 	for _, c := range k.store.names() {
 		if snap.Cluster(c) == nil {
+			if err := k.revokeGone(ctx, snap.RootPolicies, c, now); err != nil {
+				errs = append(errs, err)
+				continue
+			}
 			errs = append(errs, k.store.forget(ctx, c))
 		}
 	}
@@ -241,6 +247,8 @@ type turn struct {
 
 	input    trust.Input
 	step     trust.Step
+	revoked  []revocation // in force, or about to be
+	unlisted []string     // why roots have no list, or an old one
 	statuses map[mesh.ClusterName]*adminv2.ClusterCAStatus
 }
 
@@ -263,6 +271,9 @@ func (t *turn) take(ctx context.Context, snap *mesh.Snapshot) error {
 		Fleet: fleet(t.clusters, t.sessions, k.cfg.Board.look, k.store.cluster),
 	}
 	t.input.Want.Passive = k.passive(ctx, t, rotation.Passive)
+	if err := k.lists(ctx, t, &rotation); err != nil {
+		return err
+	}
 	if p.Invalid != "" { // whatever is in force stays in force
 		return t.report(ctx, &obj)
 	}
@@ -276,7 +287,13 @@ func (t *turn) take(ctx context.Context, snap *mesh.Snapshot) error {
 			return err
 		}
 	}
-	if err := k.answer(ctx, judge(requests, &t.step.Rotation, t.members())); err != nil {
+	verdicts := judge(requests, &t.step.Rotation, t.members())
+	for i := range verdicts {
+		if err := k.revokeAsked(ctx, t, &verdicts[i]); err != nil {
+			return err
+		}
+	}
+	if err := k.answer(ctx, verdicts); err != nil {
 		return err
 	}
 	k.askRoot(ctx, t)
@@ -309,7 +326,7 @@ func (t *turn) report(ctx context.Context, obj *adminv2.RootTrustPolicy) error {
 	if err != nil {
 		return fmt.Errorf("encode record: %w", err)
 	}
-	in := report.Trust{Policy: t.policy, Input: t.input, Step: t.step, Conflicts: t.conflicts}
+	in := report.Trust{Policy: t.policy, Input: t.input, Step: t.step, Conflicts: t.conflicts, Revoked: revokedStatus(t), Unlisted: t.unlisted}
 	in.Issuing, in.Refusals = t.k.issuing(t.policy.Source.Name, identify(t.policy.Authority))
 	next := report.RootTrustPolicy(obj.Status, in, t.now)
 	if t.policy.Invalid == "" {

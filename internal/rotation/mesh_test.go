@@ -46,7 +46,6 @@ type testMesh struct {
 	over     <-chan struct{} // it has ended
 	log      lockedBuffer
 	mu       sync.Mutex
-	requests []*mesh.RotationRequest
 	records  []audit.Record
 	policies map[string]*mesh.RootTrustPolicy
 	clusters []mesh.Cluster
@@ -82,7 +81,7 @@ func (m *testMesh) serve(c client.Client) (life context.Context, die func()) {
 	m.over = over
 	board := NewBoard(func() {})
 	k := New(Config{
-		Client: c, Namespace: m.namespace, Board: board, Snapshot: m.snapshot, Sessions: m.sessions, Issuers: NewIssuers(c, m.namespace),
+		Client: c, Namespace: m.namespace, Board: board, Snapshot: m.snapshot, Sessions: m.sessions, Issuers: NewIssuers(c, m.namespace), GoneGrace: time.Second,
 		Record: m.note, Changed: func() {}, Log: slog.New(slog.NewTextHandler(&m.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	m.mu.Lock()
@@ -363,9 +362,13 @@ func (m *testMesh) obey(c mesh.ClusterName, d *mesh.TrustDirective, applied mesh
 		}
 		slices.Sort(names)
 		o.Secret = &mesh.CACerts{Owner: mesh.OwnerValue, Signer: signer, Chain: chain, Roots: roots}
+		if len(d.CRL) > 0 {
+			o.Secret.CRL = mesh.FingerprintOf(d.CRL)
+			o.CRLs = []mesh.CRLGroup{{SHA256: o.Secret.CRL, Count: 3}}
+		}
 		o.Istiods = []mesh.IstiodProbe{{Pod: "istiod-0", Version: "1.30.1", MultiRoot: true, Signer: signer, Chain: chain, Roots: roots, Serving: chain}}
 		o.ConfigMaps, o.Webhooks = []mesh.BundleGroup{{Roots: roots, Count: 3}}, []mesh.BundleGroup{{Roots: roots, Count: 2}}
-		o.Verifiers = []mesh.VerifierGroup{{Kind: "ztunnel", Version: "1.30.1", Issuer: signer, Chain: chain, Accepts: names, Known: true, Count: 3}}
+		o.Verifiers = []mesh.VerifierGroup{{Kind: "ztunnel", Version: "1.30.1", Issuer: signer, Chain: chain, Accepts: names, Known: true, Count: 3, CRL: true}}
 		o.Restarted.Done = d.Restart
 	}
 	m.report(c, o)

@@ -31,9 +31,11 @@ type clusterRecord struct {
 	Kept   *trust.Kept             `json:"kept,omitempty"`
 }
 
-// policyRecord is what is kept of a policy: who issues under each root that is still of use.
+// policyRecord is what is kept of a policy: who issues under each root that is still of use, which intermediates are revoked, and the lists that say so, by root.
 type policyRecord struct {
-	Roots []rootRecord `json:"roots,omitempty"`
+	Roots   []rootRecord              `json:"roots,omitempty"`
+	Revoked []revocation              `json:"revoked,omitempty"`
+	Lists   map[mesh.Fingerprint]list `json:"lists,omitempty"`
 }
 
 // rootRecord is a root and the configuration, as it was then, by which more can be issued under it.
@@ -127,14 +129,21 @@ func (s *store) changeCluster(ctx context.Context, c mesh.ClusterName, change fu
 	return nil
 }
 
-// setPolicy stores the record of a policy.
+// setPolicy stores the roots of a policy's record; they are asked for beside the rounds, in which the rest changes.
 func (s *store) setPolicy(ctx context.Context, name string, r policyRecord) error {
+	return s.changePolicy(ctx, name, func(p *policyRecord) { p.Roots = r.Roots })
+}
+
+// changePolicy changes the record of a policy. What it holds must be replaced, not changed.
+func (s *store) changePolicy(ctx context.Context, name string, change func(*policyRecord)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.write(ctx, policyPrefix+name, "policy", r); err != nil {
+	next := s.policies[name]
+	change(&next)
+	if err := s.write(ctx, policyPrefix+name, "policy", next); err != nil {
 		return fmt.Errorf("policy %q: %w", name, err)
 	}
-	s.policies[name] = r
+	s.policies[name] = next
 	return nil
 }
 

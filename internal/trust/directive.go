@@ -74,7 +74,7 @@ func (w *work) directive(name mesh.ClusterName) *mesh.TrustDirective {
 	if w.off(ruleSameBytes) && r.Phase == Switching {
 		d.Bundle = bundle([]*Root{r.Incoming, &r.Current})
 	}
-	d.CRL = w.crl(r.Trusts())
+	d.CRL = w.crl(c, r.Trusts(), d)
 	d.Restart = w.restart(c, fmt.Sprintf("%s-%d", r.Phase, r.Turn))
 	return d
 }
@@ -144,16 +144,6 @@ func bundle(roots []*Root) []byte {
 	files := make([][]byte, 0, len(roots))
 	for _, r := range roots {
 		files = append(files, pemOf(r.Certificate))
-	}
-	return join(files...)
-}
-
-func (w *work) crl(roots []*Root) []byte {
-	var files [][]byte
-	for _, r := range roots {
-		if list := w.want.CRLs[r.Fingerprint]; len(list) > 0 {
-			files = append(files, list)
-		}
 	}
 	return join(files...)
 }

@@ -288,7 +288,7 @@ func (w *work) joinDirective(name mesh.ClusterName) *mesh.TrustDirective {
 	} else {
 		d.Bundle = k.Bundle
 	}
-	d.CRL = w.crl(w.r.Trusts())
+	d.CRL = w.crl(c, w.r.Trusts(), d)
 	d.Restart = w.joinRestart(c, m, k)
 	m.Signing = d.Signer
 	w.r.Members[name] = m

@@ -209,9 +209,13 @@ func (k *checks) secret(c *Cluster) {
 	if s.CRL.IsZero() && len(k.w.want.CRLs) == 0 {
 		return
 	}
+	if len(k.w.want.CRLs) == 0 {
+		k.refuse("CRL", "its cacerts has a "+"ca-crl.pem that is none of ours: it can't be completed for the new root, and istiod drops the whole update then; take it out", "istio#61075, envoy#18268")
+		return
+	}
 	for _, root := range []*Root{&k.w.r.Current, k.w.want.Root} {
 		if len(k.w.want.CRLs[root.Fingerprint]) == 0 {
-			k.refuse("CRL", "a CRL is in use, and there is none by root "+root.Subject+": istiod and Envoy want one of every CA of a chain, and istiod drops the whole update otherwise", "istio#61075, envoy#18268")
+			k.note("CRL", "there is no revocation list by root "+root.Subject+": what was revoked under the other one is refused for as long as that one is trusted, which is all that is needed", "istio#61075")
 		}
 	}
 }

@@ -43,8 +43,9 @@ func TestPreflight(t *testing.T) {
 		"two trust domains":         {change: func(w world) { w.s.fleet[1].TrustDomain = "other" }, want: "TrustDomains"},
 		"a cluster is away":         {change: func(w world) { w.s.fleet[1].Connected = false }, want: "Unknown"},
 		"a CRL without the new root's": {
-			change: func(w world) { w.s.want.CRLs = map[mesh.Fingerprint][]byte{w.s.r.Current.Fingerprint: []byte("x")} }, want: "CRL",
+			change: func(w world) { w.s.want.CRLs = map[mesh.Fingerprint][]byte{w.s.r.Current.Fingerprint: []byte("x")} },
 		},
+		"a CRL of somebody else": {change: func(w world) { w.o.Secret.CRL = mesh.Fingerprint{1} }, want: "CRL"},
 		"name constraints": {
 			root: func(c *x509.Certificate) { c.PermittedURIDomains = []string{"cluster.local"} }, want: "NameConstraints",
 		},

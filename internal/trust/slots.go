@@ -87,6 +87,9 @@ func (w *work) rootOf(m *Member, id string) *Root {
 }
 
 func (w *work) due(name mesh.ClusterName, id string, i Issued) bool {
+	if w.want.Revoked[i.Signer] {
+		return true
+	}
 	if w.r.Phase == Steady && w.want.Algorithm != "" && i.Algorithm != "" && i.Algorithm != w.want.Algorithm {
 		return true
 	}

@@ -132,6 +132,8 @@ type Want struct {
 
 	// CRLs are PEM lists by the root that signed them.
 	CRLs map[mesh.Fingerprint][]byte
+	// Revoked are intermediates, by SHA-256 of the certificate, that the lists name or are about to: a member that signs with one gets another at once.
+	Revoked map[mesh.Fingerprint]bool
 
 	// LongestLeaf is the longest certificate that anything in the mesh asks istiod for, if somebody vouches for it (24 h by default for ztunnel and proxies: SECRET_TTL). 0: nobody
 	// does, so that MAX_WORKLOAD_CERT_TTL of each istiod counts (90 days by default).

@@ -80,6 +80,11 @@ type RootTrustPolicyStatus struct {
 	// +listType=map
 	// +listMapKey=name
 	Clusters []ClusterTrustStatus `json:"clusters,omitempty"`
+	// Revoked are intermediates that were revoked and have not ended, by cluster.
+	// +optional
+	// +listType=map
+	// +listMapKey=fingerprint
+	Revoked []RevokedCertificate `json:"revoked,omitempty"`
 	// Rotation is the rotation engine's own record. It is no API: don't read or write it.
 	// +optional
 	// +kubebuilder:pruning:PreserveUnknownFields
@@ -104,6 +109,57 @@ type RootStatus struct {
 	Issuer string `json:"issuer,omitempty"`
 	// +optional
 	NotAfter *metav1.Time `json:"notAfter,omitempty"`
+}
+
+// RevokedCertificate is an intermediate that its issuer no longer stands for.
+type RevokedCertificate struct {
+	Cluster string `json:"cluster"`
+	// Fingerprint is the SHA-256 of the certificate, lower-case hex.
+	Fingerprint string `json:"fingerprint"`
+	// +optional
+	Subject string `json:"subject,omitempty"`
+	// Serial number, lower-case hex; with Root, whose list names it, it is what verifiers go by.
+	Serial string `json:"serial"`
+	// Root is the fingerprint of the root it was issued under.
+	Root string `json:"root"`
+	// +optional
+	NotAfter *metav1.Time `json:"notAfter,omitempty"`
+	// RevokedAt is when it goes, or went, on the list.
+	// +optional
+	RevokedAt *metav1.Time `json:"revokedAt,omitempty"`
+	// By and Reason say who asked for it and why.
+	// +optional
+	By string `json:"by,omitempty"`
+	// +optional
+	Reason string `json:"reason,omitempty"`
+	// Problem says why it is on no list; empty: it is on one.
+	// +optional
+	Problem string `json:"problem,omitempty"`
+}
+
+// RevocationState is how far revocation lists are in a cluster.
+// +kubebuilder:validation:Enum=InForce;Pending;Withheld
+type RevocationState string
+
+// The states of revocation lists in a cluster.
+const (
+	RevocationInForce  RevocationState = "InForce"  // istiod hands them out in every namespace; notHonoured says who does not care
+	RevocationPending  RevocationState = "Pending"  // on the way
+	RevocationWithheld RevocationState = "Withheld" // they would do harm there
+)
+
+// RevocationStatus is what a cluster makes of revocation lists.
+type RevocationStatus struct {
+	State RevocationState `json:"state"`
+	// Message says what it waits for or why they are withheld.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// Verifiers that accept HBONE, and those of them that refuse what is revoked.
+	Verifiers int32 `json:"verifiers"`
+	Honouring int32 `json:"honouring"`
+	// NotHonoured says, in sentences, which verifiers accept what is revoked, or do in some cases, and why.
+	// +optional
+	NotHonoured []string `json:"notHonoured,omitempty"`
 }
 
 // ClusterTrustStatus is how a policy stands in one cluster.
@@ -185,6 +241,9 @@ type ClusterCAStatus struct {
 	// +listType=map
 	// +listMapKey=kind
 	Verifiers []VerifierCAStatus `json:"verifiers,omitempty"`
+	// Revocation is what it makes of revocation lists; absent: there are none.
+	// +optional
+	Revocation *RevocationStatus `json:"revocation,omitempty"`
 	// Problems say what is wrong or could not be seen, each in one sentence with a fix.
 	// +optional
 	Problems []string `json:"problems,omitempty"`

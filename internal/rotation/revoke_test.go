@@ -1,0 +1,244 @@
+package rotation
+
+import (
+	"bytes"
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/pki"
+	"ambitmesh.dev/ambit/internal/trust"
+)
+
+// directed is what a cluster is told of revocation lists; nil: nothing.
+func (m *testMesh) directed(c mesh.ClusterName) []byte {
+	m.t.Helper()
+	raw, _ := m.board.Directive(c)
+	var d mesh.TrustDirective
+	if len(raw) > 0 {
+		if err := json.Unmarshal(raw, &d); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	return d.CRL
+}
+
+// names are the serial numbers that lists name, by hex.
+func (m *testMesh) names(text []byte) []string {
+	m.t.Helper()
+	if len(text) == 0 {
+		return nil
+	}
+	lists, err := pki.ParseCRLs(text)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	var out []string
+	for _, l := range lists {
+		for _, e := range l.RevokedCertificateEntries {
+			out = append(out, e.SerialNumber.Text(16))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func serialOf(t *testing.T, i *trust.Issued) string {
+	t.Helper()
+	certs, err := pki.ParseCertificates(i.Chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return certs[0].SerialNumber.Text(16)
+}
+
+// ask makes a request, as a person does, and waits for its answer.
+func (m *testMesh) ask(policy, name string, action adminv2.RotationAction, clusters ...mesh.ClusterName) adminv2.RotationRequestStatus {
+	m.t.Helper()
+	spec := adminv2.RotationRequestSpec{Policy: policy, Action: action, Reason: "a test"}
+	for _, c := range clusters {
+		spec.Clusters = append(spec.Clusters, string(c))
+	}
+	obj := &adminv2.RotationRequest{ObjectMeta: metav1.ObjectMeta{Namespace: m.namespace, Name: name}, Spec: spec}
+	if err := m.client.Create(m.t.Context(), obj); err != nil {
+		m.t.Fatal(err)
+	}
+	q := &mesh.RotationRequest{
+		Source: mesh.Ref{Namespace: m.namespace, Name: name}, UID: string(obj.UID), Created: obj.CreationTimestamp.Time, Policy: mesh.Ref{Namespace: m.namespace, Name: policy},
+		Action: action, Clusters: clusters, Reason: "a test", By: "somebody",
+	}
+	m.mu.Lock()
+	m.requests = append(m.requests, q)
+	m.mu.Unlock()
+	m.keeper.Ring()
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if err := m.client.Get(m.t.Context(), client.ObjectKeyFromObject(obj), obj); err != nil {
+			m.t.Fatal(err)
+		}
+		if obj.Status.State != "" && obj.Status.State != adminv2.RequestPending {
+			done := *q
+			done.State, done.Root = obj.Status.State, mesh.Generation(obj.Status.Generation)
+			m.mu.Lock()
+			m.requests[len(m.requests)-1] = &done
+			m.mu.Unlock()
+			return obj.Status
+		}
+	}
+	m.t.Fatalf("request %s is not answered", name)
+	return obj.Status
+}
+
+func generatedRoot() adminv2.RootTrustConfig {
+	return adminv2.RootTrustConfig{MgmtServerCa: &adminv2.MgmtServerCA{Generated: &adminv2.CertOptions{KeyAlgorithm: "ECDSA-P256"}}}
+}
+
+// TestDeregisteredIsRevoked: what a deregistered cluster had is on the list that the others get, also after a restart of the server, byte for byte.
+func TestDeregisteredIsRevoked(t *testing.T) {
+	m := newMesh(t, "a-1", "a-2")
+	m.apply("a", generatedRoot())
+	m.steady("a", "generated", "")
+	gone := serialOf(t, m.issued("a-2"))
+	if l := m.directed("a-1"); len(l) > 0 {
+		t.Errorf("a list though nothing is revoked: %v", m.names(l))
+	}
+	m.mu.Lock()
+	m.clusters = slices.DeleteFunc(m.clusters, func(c mesh.Cluster) bool { return c.Name == "a-2" })
+	m.mu.Unlock()
+	m.keeper.Ring()
+	s := m.until("a", "revoked", func(s adminv2.RootTrustPolicyStatus) bool {
+		return len(s.Revoked) == 1 && s.Revoked[0].Problem == "" && s.State == adminv2.ApprovalAccepted
+	})
+	if r := s.Revoked[0]; r.Cluster != "a-2" || r.Serial != gone || r.By != "" || !strings.Contains(r.Reason, "deregistered") {
+		t.Errorf("%+v", r)
+	}
+	told := m.directed("a-1")
+	if got := m.names(told); !slices.Equal(got, []string{gone}) {
+		t.Errorf("the list names %v, want %s", got, gone)
+	}
+	for end := time.Now().Add(limit); ; time.Sleep(50 * time.Millisecond) {
+		st := m.keeper.Status("a-1")
+		if st != nil && st.Revocation != nil && st.Revocation.State == adminv2.RevocationInForce {
+			if r := st.Revocation; r.Verifiers != 3 || r.Honouring != 3 || len(r.NotHonoured) != 1 || !strings.Contains(r.NotHonoured[0], "inbound") {
+				t.Errorf("%+v", r)
+			}
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("never in force: %+v", st)
+		}
+	}
+	// The server starts anew: it knows from its records only.
+	board := NewBoard(func() {})
+	cfg := m.config()
+	cfg.Board = board
+	raw, _ := json.Marshal(&mesh.TrustObservation{Ordered: true})
+	board.Take("a-1", mesh.ItemKey{Type: mesh.ItemTrust, Name: "trust"}, raw)
+	second := New(cfg)
+	if _, err := second.round(t.Context(), &m.wg, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if in := second.Inputs()["a"]; len(in.Want.CRLs) != 1 || !bytes.Equal(in.Want.CRLs[in.Rotation.Current.Fingerprint], told) {
+		t.Error("after a restart the list is another one")
+	}
+}
+
+// TestRevokeAMember: a member's intermediate is revoked when a person says so; it gets another one, which is not revoked.
+func TestRevokeAMember(t *testing.T) {
+	m := newMesh(t, "a-1", "a-2")
+	m.apply("a", generatedRoot())
+	m.steady("a", "generated", "")
+	old := serialOf(t, m.issued("a-2"))
+	if st := m.ask("a", "revoke-1", adminv2.ActionRevoke, "a-2"); st.State != adminv2.RequestDone || !strings.Contains(st.Message, old) {
+		t.Fatalf("%+v", st)
+	}
+	for end := time.Now().Add(limit); serialOf(t, m.issued("a-2")) == old; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it signs with the revoked one")
+		}
+	}
+	s := m.until("a", "accepted", func(s adminv2.RootTrustPolicyStatus) bool {
+		return len(s.Revoked) == 1 && s.State == adminv2.ApprovalAccepted
+	})
+	if r := s.Revoked[0]; r.By != "somebody" || r.Reason != "a test" {
+		t.Errorf("%+v", r)
+	}
+	for _, c := range []mesh.ClusterName{"a-1", "a-2"} {
+		if got := m.names(m.directed(c)); !slices.Equal(got, []string{old}) {
+			t.Errorf("%s: the list names %v, want %s alone", c, got, old)
+		}
+	}
+}
+
+// TestNeverRevokes: a policy that wants no lists has none, and says so.
+func TestNeverRevokes(t *testing.T) {
+	m := newMesh(t, "a-1", "a-2")
+	m.apply("a", generatedRoot())
+	m.steady("a", "generated", "")
+	m.mu.Lock()
+	p := *m.policies["a"]
+	p.CRL = adminv2.CRLNever
+	m.policies["a"] = &p
+	m.mu.Unlock()
+	if st := m.ask("a", "revoke-1", adminv2.ActionRevoke, "a-2"); st.State != adminv2.RequestRefused || !strings.Contains(st.Message, "Never") {
+		t.Errorf("%+v", st)
+	}
+	if l := m.directed("a-1"); len(l) > 0 {
+		t.Errorf("%v", m.names(l))
+	}
+}
+
+func TestRevocations(t *testing.T) {
+	now := time.Date(2026, 5, 1, 0, 0, 0, 0, time.UTC)
+	r1, r2 := mesh.Fingerprint{1}, mesh.Fingerprint{2}
+	all := []revocation{
+		{Cluster: "a", Serial: "1", Root: r1, Signer: mesh.Fingerprint{11}, From: now, NotAfter: now.Add(time.Hour)},
+		{Cluster: "b", Serial: "2", Root: r1, Signer: mesh.Fingerprint{12}, From: now.Add(time.Minute), NotAfter: now.Add(time.Hour)},
+		{Cluster: "c", Serial: "3", Root: r2, Signer: mesh.Fingerprint{13}, From: now, NotAfter: now.Add(time.Minute)},
+	}
+	serials := func(rs []revocation) string {
+		var out []string
+		for _, r := range rs {
+			out = append(out, r.Serial)
+		}
+		return strings.Join(out, " ")
+	}
+	for _, c := range []struct {
+		after                time.Duration
+		held, byFirst, other string
+	}{
+		{0, "1 2 3", "1", "3"},
+		{time.Minute, "1 2", "1 2", ""},
+		{time.Hour, "", "", ""},
+	} {
+		at := now.Add(c.after)
+		h := held(all, at)
+		if got := []string{serials(h), serials(named(h, r1, at)), serials(named(h, r2, at))}; !slices.Equal(got, []string{c.held, c.byFirst, c.other}) {
+			t.Errorf("after %s: %q", c.after, got)
+		}
+	}
+	if nextRevocation(all, now) != time.Minute || nextRevocation(nil, now) != 0 {
+		t.Error(nextRevocation(all, now))
+	}
+	again := added(all, []revocation{{Cluster: "x", Signer: mesh.Fingerprint{11}}, {Cluster: "d", Serial: "4", Signer: mesh.Fingerprint{14}}})
+	if serials(again) != "1 2 3 4" {
+		t.Errorf("%q: one is revoked once", serials(again))
+	}
+	for _, c := range []struct {
+		mode adminv2.CRLMode
+		all  []revocation
+		want bool
+	}{
+		{adminv2.CRLWhenNeeded, nil, false}, {adminv2.CRLWhenNeeded, all, true}, {adminv2.CRLWhenNeeded, all[1:2], false}, {adminv2.CRLAlways, nil, true}, {adminv2.CRLNever, all, false},
+	} {
+		if listed(c.mode, c.all, now) != c.want {
+			t.Errorf("%s with %d", c.mode, len(c.all))
+		}
+	}
+}
