@@ -38,6 +38,7 @@ func (a *app) deregisterCommand() *cobra.Command {
 		Use:   "deregister NAME",
 		Short: "Deregister a cluster: its identity is revoked at once",
 		Long: `Deletes the KubernetesCluster, which revokes every key the cluster ever used: the next message of its agent is refused.
+Intermediates that a RootTrustPolicy issued to it go on the revocation list of the other clusters half a minute later (meshctl trust status).
 Then, with --remote-context, removes the agent and what belongs to it. When that cluster can't be reached, what is left there is listed.
 Running it again is safe.
 

@@ -257,4 +257,4 @@ func (a *app) printProblems(problems []pki.Problem) {
 	}
 }
 
-func sortedKeys(m map[string][]byte) []string { return slices.Sorted(maps.Keys(m)) }
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -37,7 +37,7 @@ func (v trustRequest) clusters() bool {
 const (
 	fenceWarning = "The rotation goes on without these clusters: they and the others may come to refuse each other's certificates, until they are let back in (meshctl trust unfence) and have caught up."
 
-	revokeWarning = "What the intermediates of these clusters signed is put on the revocation list everywhere: their workloads are refused by whatever reads the list (ztunnel 1.29 and later, with peerCaCrl). It can't be taken back; the clusters need new intermediates."
+	revokeWarning = "The intermediates of these clusters are put on the revocation list in every cluster, at once: what they signed is refused by whatever reads the list (ztunnel 1.29 and later, with peerCaCrl), inside these clusters too. It can't be taken back. A cluster that stays a member gets a new intermediate by itself; its workloads are refused until they have renewed their certificates (half of their life, 12 h by default) or were restarted."
 
 	emergencyWarning = "Emergency: istiod, ztunnel, gateways and waypoints are restarted in every phase, and connections are closed. Nothing waits for what can't be observed, so that what could not be probed may be refused. No canary, no soak, no cross-signed root."
 )
@@ -75,8 +75,11 @@ With --emergency, because the old root's key is in wrong hands, it is fast and d
 		},
 		{
 			use: "revoke CLUSTER...", action: adminv2.ActionRevoke, short: "Put the intermediates of clusters on the revocation list, everywhere", long: revokeWarning + `
-Verifiers that read no list go on accepting them: where that matters rotate the root.`, warning: revokeWarning,
-			example: `  meshctl trust revoke cluster-3 --reason "INC-4711: stolen cacerts"`, then: "Look where the list is honoured: meshctl trust status",
+Verifiers that read no list go on accepting them, and a root from Vault, AWS or cert-manager can't revoke here: then it is refused, with why. Where that matters rotate the
+root. A cluster that is to go needs none of this: meshctl cluster deregister revokes what it had. Without a terminal --yes is needed.`, warning: revokeWarning,
+			example: `  meshctl trust revoke cluster-3 --reason "INC-4711: stolen cacerts"
+  meshctl trust revoke cluster-3 --reason "INC-4711: stolen cacerts" --yes && kubectl --context cluster-3 -n istio-system rollout restart ds/ztunnel
+  meshctl trust status -o json | jq .revoked`, then: "Look where the list is honoured: meshctl trust status",
 		},
 	}
 }

@@ -24,7 +24,8 @@ func (t *trustVerbs) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Every certificate of the fleet, sorted by what ends first, and how far a rotation is",
 		Long: `Says for every RootTrustPolicy in which phase it is and what it waits for, then lists every certificate: roots, what istiods sign with, the latest certificate of
-each kind of workload, and the relay's own, with the time left and who issued it. It says what was found in the clusters, not what was written there.
+each kind of workload, and the relay's own, with the time left and who issued it; then what is revoked, in which clusters that is in force, and which verifiers are
+too old for it. It says what was found in the clusters, not what was written there.
 With --watch it follows a rotation that is under way until its end, one line per change.
 
 ` + trustExitHelp,
@@ -105,6 +106,7 @@ func (t *trustVerbs) trustFacts(ctx context.Context, c *cluster) (*trustFacts, e
 type trustReport struct {
 	Policies     []policyTrust    `json:"policies"`
 	Certificates []certificateRow `json:"certificates"`
+	Revoked      *revokedReport   `json:"revoked,omitempty"`
 	// Problems are what is wrong; Unknown is what could not be found out.
 	Problems []string `json:"problems,omitempty"`
 	Unknown  []string `json:"unknown,omitempty"`
@@ -159,6 +161,9 @@ func trustReportOf(f *trustFacts, only string) trustReport {
 		if k := &f.Clusters[i]; only == "" || k.Name == only {
 			r.cluster(k)
 		}
+	}
+	if r.Revoked = revokedOf(f, only); r.Revoked != nil {
+		r.Problems = append(r.Problems, r.Revoked.problems()...)
 	}
 	r.Certificates = fleetCertificates(f, only)
 	for i := range r.Certificates {
@@ -260,6 +265,9 @@ func (r *trustReport) print(w io.Writer, now time.Time, wide bool) {
 		p.print(w, now)
 	}
 	printCertificates(w, r.Certificates, now, wide)
+	if r.Revoked != nil {
+		r.Revoked.print(w, now)
+	}
 	for _, s := range []struct {
 		head  string
 		lines []string

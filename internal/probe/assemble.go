@@ -244,12 +244,12 @@ func lists(all map[string]mesh.Fingerprint) []mesh.CRLGroup {
 	for name, f := range all {
 		names[f] = append(names[f], name)
 	}
-	out := make([]mesh.CRLGroup, 0, len(names))
+	var out []mesh.CRLGroup
 	for f, of := range names {
 		out = append(out, mesh.CRLGroup{SHA256: f, Count: len(of), Examples: examples(of)})
 	}
 	slices.SortFunc(out, func(a, b mesh.CRLGroup) int { return strings.Compare(a.Examples[0], b.Examples[0]) })
-	return out[:len(out):len(out)]
+	return out
 }
 
 func examples(names []string) []string {

@@ -95,14 +95,17 @@ func (m *testMesh) ask(policy, name string, action adminv2.RotationAction, clust
 	return obj.Status
 }
 
-func generatedRoot() adminv2.RootTrustConfig {
-	return adminv2.RootTrustConfig{MgmtServerCa: &adminv2.MgmtServerCA{Generated: &adminv2.CertOptions{KeyAlgorithm: "ECDSA-P256"}}}
+// elliptic is a root and intermediates of the kind of key that the agents of these tests make: others would be renewed at once.
+func elliptic() adminv2.RootTrustConfig {
+	c := generated("ECDSA-P256", 0)
+	c.IntermediateCertOptions = &adminv2.CommonCertOptions{KeyAlgorithm: "ECDSA-P256"}
+	return c
 }
 
 // TestDeregisteredIsRevoked: what a deregistered cluster had is on the list that the others get, also after a restart of the server, byte for byte.
 func TestDeregisteredIsRevoked(t *testing.T) {
 	m := newMesh(t, "a-1", "a-2")
-	m.apply("a", generatedRoot())
+	m.apply("a", elliptic())
 	m.steady("a", "generated", "")
 	gone := serialOf(t, m.issued("a-2"))
 	if l := m.directed("a-1"); len(l) > 0 {
@@ -152,7 +155,7 @@ func TestDeregisteredIsRevoked(t *testing.T) {
 // TestRevokeAMember: a member's intermediate is revoked when a person says so; it gets another one, which is not revoked.
 func TestRevokeAMember(t *testing.T) {
 	m := newMesh(t, "a-1", "a-2")
-	m.apply("a", generatedRoot())
+	m.apply("a", elliptic())
 	m.steady("a", "generated", "")
 	old := serialOf(t, m.issued("a-2"))
 	if st := m.ask("a", "revoke-1", adminv2.ActionRevoke, "a-2"); st.State != adminv2.RequestDone || !strings.Contains(st.Message, old) {
@@ -179,7 +182,7 @@ func TestRevokeAMember(t *testing.T) {
 // TestNeverRevokes: a policy that wants no lists has none, and says so.
 func TestNeverRevokes(t *testing.T) {
 	m := newMesh(t, "a-1", "a-2")
-	m.apply("a", generatedRoot())
+	m.apply("a", elliptic())
 	m.steady("a", "generated", "")
 	m.mu.Lock()
 	p := *m.policies["a"]
