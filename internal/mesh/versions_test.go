@@ -53,3 +53,13 @@ func TestVersions(t *testing.T) {
 		}
 	}
 }
+
+func TestIstiodStale(t *testing.T) {
+	for v, want := range map[string]bool{
+		"1.29.4": false, "1.30.0": true, "v1.30.3": true, "1.30.3-distroless": true, "1.30.4": false, "1.31.0-rc.0": true, "1.31.0-rc.1": false, "1.31.0": false, "1.32.1": false, "": false, "latest": false,
+	} {
+		if got := mesh.IstiodStale(v); got != want {
+			t.Errorf("%q: %t, want %t", v, got, want)
+		}
+	}
+}
