@@ -62,7 +62,8 @@ type loop struct {
 	warmth translate.Warmth
 	wake   time.Time // when an override ends; zero: none does
 
-	tokenMembers int // clusters there were when tokens were last decided about
+	tokenMembers int       // clusters there were when tokens were last decided about
+	tokensNext   time.Time // not before
 }
 
 // follow takes note of what changes on the relay.

@@ -11,12 +11,16 @@ import (
 	"ambitmesh.dev/ambit/internal/tokens"
 )
 
+// tokensShare is how many times as long as a decision took the next one waits: it costs as much as there are pairs, and others wait for the round.
+const tokensShare = 10
+
 // decideTokens decides who holds tokens for whom, when there is news.
 func (l *loop) decideTokens(snap *mesh.Snapshot, now time.Time) error {
-	if l.cfg.RemoteSecrets.Off || !l.tokens.Due(now, lookEvery) && l.tokenMembers == len(l.known) {
+	if l.cfg.RemoteSecrets.Off || !l.tokens.Due(now, lookEvery) && l.tokenMembers == len(l.known) || now.Before(l.tokensNext) {
 		return nil
 	}
 	l.tokenMembers = len(l.known)
+	defer func() { l.tokensNext = now.Add(tokensShare * time.Since(now)) }()
 	seen := sessions(l.hub)
 	members := make([]tokens.Member, 0, len(snap.Clusters))
 	for i := range snap.Clusters {

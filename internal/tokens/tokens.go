@@ -59,6 +59,31 @@ type Member struct {
 	Report *mesh.TokenReport
 }
 
+// member is a Member whose report can be asked by peer.
+type member struct {
+	*Member
+	held   map[mesh.ClusterName]*mesh.HeldToken
+	newest map[mesh.ClusterName]mesh.MintedToken
+	live   map[mesh.ClusterName]int
+}
+
+func index(m *Member) *member {
+	out := &member{Member: m, held: map[mesh.ClusterName]*mesh.HeldToken{}, newest: map[mesh.ClusterName]mesh.MintedToken{}, live: map[mesh.ClusterName]int{}}
+	if m.Report == nil {
+		return out
+	}
+	for i := range m.Report.Held {
+		out.held[m.Report.Held[i].Peer] = &m.Report.Held[i]
+	}
+	for _, t := range m.Report.Minted {
+		out.live[t.Peer]++
+		if t.Generation > out.newest[t.Peer].Generation {
+			out.newest[t.Peer] = t
+		}
+	}
+	return out
+}
+
 // Pair is a direction between two clusters: istiods of Reader read the API server of Target.
 type Pair struct{ Reader, Target mesh.ClusterName }
 
@@ -112,16 +137,16 @@ type Plan struct {
 // Next decides. It knows nothing but its input: a server that has just started comes to the same as one that saw everything, as soon as agents have reported, and until then lets
 // nothing die but what belongs to clusters that are not registered.
 func Next(in Input, now time.Time) Plan {
-	members := make(map[mesh.ClusterName]*Member, len(in.Members))
+	members := make(map[mesh.ClusterName]*member, len(in.Members))
 	for i := range in.Members {
-		members[in.Members[i].Cluster] = &in.Members[i]
+		members[in.Members[i].Cluster] = index(&in.Members[i])
 	}
 	plan := Plan{Directives: make(map[mesh.ClusterName]*mesh.TokenDirective, len(in.Members))}
 	for i := range in.Members {
-		m := &in.Members[i]
+		m := members[in.Members[i].Cluster]
 		d := &mesh.TokenDirective{Lifetime: int64(in.Settings.Lifetime / time.Second), RotateEvery: int64(in.Settings.RotateEvery / time.Second)}
 		for j := range in.Members {
-			o := &in.Members[j]
+			o := members[in.Members[j].Cluster]
 			opens, reads := in.Wanted[Pair{Reader: o.Cluster, Target: m.Cluster}], in.Wanted[Pair{Reader: m.Cluster, Target: o.Cluster}]
 			if i == j || !opens && !reads {
 				continue
@@ -144,7 +169,7 @@ func comparePairs(a, b Pair) int {
 }
 
 // peer is how m is to treat o: opens, o reads m's API server; reads, m reads o's.
-func peer(m, o *Member, opens, reads bool) mesh.TokenPeer {
+func peer(m, o *member, opens, reads bool) mesh.TokenPeer {
 	p := mesh.TokenPeer{Cluster: o.Cluster, Registration: o.Registration, IstioID: cmp.Or(o.IstioID, string(o.Cluster)), Mint: opens, Take: reads}
 	if o.Report == nil {
 		return p
@@ -154,7 +179,7 @@ func peer(m, o *Member, opens, reads bool) mesh.TokenPeer {
 		key := o.Report.Key
 		p.Key = &key
 	}
-	held := heldOf(o.Report, m.Cluster)
+	held := o.held[m.Cluster]
 	if held == nil {
 		return p
 	}
@@ -166,35 +191,11 @@ func peer(m, o *Member, opens, reads bool) mesh.TokenPeer {
 	return p
 }
 
-func heldOf(r *mesh.TokenReport, peer mesh.ClusterName) *mesh.HeldToken {
-	if r == nil {
-		return nil
-	}
-	for i := range r.Held {
-		if r.Held[i].Peer == peer {
-			return &r.Held[i]
-		}
-	}
-	return nil
-}
-
 // status tells how a pair is doing, from what both ends said.
-func status(reader, target *Member, now time.Time) Status {
+func status(reader, target *member, now time.Time) Status {
 	s := Status{Reader: reader.Cluster, Target: target.Cluster, State: Pending}
-	var newest mesh.MintedToken
-	if target.Report != nil {
-		for _, t := range target.Report.Minted {
-			if t.Peer != reader.Cluster {
-				continue
-			}
-			s.Live++
-			if t.Generation > newest.Generation {
-				newest = t
-			}
-		}
-	}
-	s.Newest = newest.Generation
-	held := heldOf(reader.Report, target.Cluster)
+	newest, held := target.newest[reader.Cluster], reader.held[target.Cluster]
+	s.Live, s.Newest = target.live[reader.Cluster], newest.Generation
 	if held != nil {
 		s.Issued, s.Expires, s.Generation = held.Issued, held.Expires, held.Synced
 	}
@@ -219,7 +220,7 @@ func status(reader, target *Member, now time.Time) Status {
 }
 
 // awaited says what is missing next, beginning with what somebody has to mend.
-func awaited(reader, target *Member, held *mesh.HeldToken, newest mesh.MintedToken) (why string, problem bool) {
+func awaited(reader, target *member, held *mesh.HeldToken, newest mesh.MintedToken) (why string, problem bool) {
 	switch {
 	case target.Report != nil && target.Report.Unminted[reader.Cluster] != "":
 		return target.Report.Unminted[reader.Cluster], true

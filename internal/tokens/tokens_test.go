@@ -1,7 +1,9 @@
 package tokens
 
 import (
+	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -195,5 +197,26 @@ func TestNextGeneration(t *testing.T) {
 	got := []mesh.TokenGeneration{NextGeneration(0, at(0)), NextGeneration(mesh.TokenGeneration(at(9).Unix()), at(0))}
 	if want := []mesh.TokenGeneration{mesh.TokenGeneration(at(0).Unix()), mesh.TokenGeneration(at(10).Unix())}; !slices.Equal(got, want) {
 		t.Errorf("%d, want %d", got, want)
+	}
+}
+
+func BenchmarkNext(b *testing.B) {
+	for _, n := range []int{10, 100, 300} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			in := Input{Settings: Settings{}.WithDefaults(), Wanted: map[Pair]bool{}}
+			for i := range n {
+				m := Member{Cluster: mesh.ClusterName(fmt.Sprintf("c%03d", i)), Connected: true, Report: &mesh.TokenReport{}}
+				for j := range n {
+					o := mesh.ClusterName(fmt.Sprintf("c%03d", j))
+					m.Report.Minted = append(m.Report.Minted, minted(o, 5, 0))
+					m.Report.Held = append(m.Report.Held, held(o, 5, 5))
+					in.Wanted[Pair{m.Cluster, o}] = i != j
+				}
+				in.Members = append(in.Members, m)
+			}
+			for b.Loop() {
+				Next(in, at(1))
+			}
+		})
 	}
 }
