@@ -81,7 +81,7 @@ func (p *pass) peers() []mesh.TokenPeer {
 	return p.d.Peers
 }
 
-// oneByOne lets only one token be replaced at a time, so that an istiod never swaps two clusters at once (under load one was seen to forget a third cluster's endpoints for a moment then).
+// oneByOne lets only one token be replaced at a time, so that an istiod has one cluster to swap at a time.
 // An istiod that does not take one up holds the others up for settleFor at most. What is new waits for nobody, and on istiods that are to be restarted all are written together.
 func (p *pass) oneByOne(orders []order) []order {
 	if p.k.watcher.stale() {
