@@ -105,6 +105,9 @@ var cacertsCases = map[string]func(m *maker) files{
 	"good-crl": func(m *maker) files {
 		return m.with(set(pki.FileCRL, append(m.root.crl(m.t, end), m.ca.crl(m.t, end)...)))
 	},
+	"good-crl-revokes-another": func(m *maker) files { // as every other cluster has it when one was revoked
+		return m.with(set(pki.FileCRL, append(m.root.crl(m.t, end, make_(m.t, "c2 g1", m.root)), m.ca.crl(m.t, end)...)))
+	},
 
 	"empty":         func(*maker) files { return files{} },
 	"page-names":    func(m *maker) files { return files{"root-ca.crt": pem_(m.root), "ca.pem": pem_(m.ca)} },
