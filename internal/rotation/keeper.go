@@ -57,6 +57,7 @@ type Config struct {
 type Keeper struct {
 	cfg   Config
 	store *store
+	shown *sheets
 	bell  chan struct{} // capacity 1
 	fresh bool          // the store has been read since the last conflict
 
@@ -91,7 +92,7 @@ func (f failure) pauses(t *turn) bool { return t.now.Before(f.again) && f.spec =
 // New returns a Keeper that does nothing yet.
 func New(cfg Config) *Keeper {
 	return &Keeper{
-		cfg: cfg, store: newStore(cfg.Client, cfg.Namespace), bell: make(chan struct{}, 1), free: map[string]chan struct{}{},
+		cfg: cfg, store: newStore(cfg.Client, cfg.Namespace), shown: newSheets(cfg.Client, cfg.Namespace, cfg.Log), bell: make(chan struct{}, 1), free: map[string]chan struct{}{},
 		inputs: map[string]trust.Input{}, statuses: map[mesh.ClusterName]*adminv2.ClusterCAStatus{}, signing: map[signKey]bool{},
 		failures: map[signKey]failure{}, roots: map[string]rootAnswer{}, passives: map[string]rootAnswer{}, told: map[string]adminv2.RotationRequestState{},
 	}
@@ -123,6 +124,7 @@ func (k *Keeper) Status(c mesh.ClusterName) *adminv2.ClusterCAStatus {
 func (k *Keeper) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	wg.Go(func() { k.shown.run(ctx) })
 	for {
 		begin := time.Now()
 		pause, err := k.round(ctx, &wg, begin)
@@ -172,6 +174,7 @@ func (k *Keeper) round(ctx context.Context, wg *sync.WaitGroup, now time.Time) (
 	inputs := map[string]trust.Input{}
 	var pause time.Duration
 	var errs []error
+	var shown []report.Trust
 	for _, p := range snap.RootPolicies {
 		t := &turn{k: k, wg: wg, now: now, policy: p, clusters: members[p.Source.Name], sessions: sessions, conflicts: conflicts(snap, p)}
 		if err := t.take(ctx, snap); err != nil {
@@ -184,7 +187,11 @@ func (k *Keeper) round(ctx context.Context, wg *sync.WaitGroup, now time.Time) (
 		maps.Copy(directives, t.step.Directives)
 		maps.Copy(statuses, t.statuses)
 		inputs[p.Source.Name] = t.input
+		shown = append(shown, t.said)
 		pause = soonest(soonest(pause, t.step.Wait), soonest(k.askAgain(p.Source.Name, now), nextRevocation(t.revoked, now)))
+	}
+	if len(errs) == 0 && len(snap.Clusters) > 0 {
+		k.shown.show(shown, k.cfg.Board, !slices.ContainsFunc(snap.RootPolicies, func(p *mesh.RootTrustPolicy) bool { return p.Invalid != "" }))
 	}
 	if len(errs) == 0 || k.boardReady() {
 		k.cfg.Board.direct(directives)
@@ -250,6 +257,7 @@ type turn struct {
 	revoked  []revocation // in force, or about to be
 	unlisted []string     // why roots have no list, or an old one
 	statuses map[mesh.ClusterName]*adminv2.ClusterCAStatus
+	said     report.Trust
 }
 
 // take gathers, decides, stores and acts.
@@ -328,6 +336,7 @@ func (t *turn) report(ctx context.Context, obj *adminv2.RootTrustPolicy) error {
 	}
 	in := report.Trust{Policy: t.policy, Input: t.input, Step: t.step, Conflicts: t.conflicts, Revoked: revokedStatus(t), Unlisted: t.unlisted}
 	in.Issuing, in.Refusals = t.k.issuing(t.policy.Source.Name, identify(t.policy.Authority))
+	t.said = in
 	next := report.RootTrustPolicy(obj.Status, in, t.now)
 	if t.policy.Invalid == "" {
 		next.Rotation = &runtime.RawExtension{Raw: raw}

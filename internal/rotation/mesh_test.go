@@ -136,6 +136,14 @@ func (m *testMesh) join(clusters ...mesh.ClusterName) {
 	}
 }
 
+// leave deregisters a cluster.
+func (m *testMesh) leave(c mesh.ClusterName) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.clusters = slices.DeleteFunc(m.clusters, func(o mesh.Cluster) bool { return o.Name == c })
+	m.keeper.Ring()
+}
+
 func (m *testMesh) sessions() map[mesh.ClusterName]mesh.Session {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -160,6 +168,9 @@ func (m *testMesh) snapshot() *mesh.Snapshot {
 // apply makes a policy of this name, for clusters of the group of this name, say this.
 func (m *testMesh) apply(name string, config adminv2.RootTrustConfig) {
 	m.t.Helper()
+	if config.IntermediateCertOptions == nil { // quickly made
+		config.IntermediateCertOptions = &adminv2.CommonCertOptions{KeyAlgorithm: adminv2.KeyECDSAP256}
+	}
 	obj := &adminv2.RootTrustPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: m.namespace, Name: name}}
 	spec := adminv2.RootTrustPolicySpec{
 		Config: &config, ApplyToMeshes: []adminv2.MeshSelector{{Istio: &adminv2.IstioMeshSelector{ClusterSelector: map[string]string{"mesh": name}}}},
@@ -376,7 +387,7 @@ func (m *testMesh) obey(c mesh.ClusterName, d *mesh.TrustDirective, applied mesh
 
 // key makes the key of a slot and asks for its certificate.
 func (m *testMesh) key(c mesh.ClusterName, o mesh.IntermediateOrder) crypto.Signer {
-	key, err := pki.GenerateKey(pki.ECDSAP256)
+	key, err := pki.GenerateKey(pki.KeyAlgorithm(o.Algorithm))
 	if err != nil {
 		m.t.Error(err)
 		return nil

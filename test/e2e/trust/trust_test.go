@@ -110,6 +110,8 @@ func Test01ClustersComeUnderOneRoot(t *testing.T) {
 			t.Errorf("%s: %s", c, out)
 		}
 	}
+	shown := `kubectl --context mgmt -n gloo-mesh get issuedcertificates -o jsonpath='{.items[*].spec.meshRef.cluster} {.items[*].status.state}'`
+	lab.Eventually(t, time.Minute, shown, func(out string) bool { return out == "cluster-1 cluster-2 cluster-3 FINISHED FINISHED FINISHED" })
 	for _, pair := range []string{"payments/cluster-1 billing/cluster-2", "payments/cluster-2 billing/cluster-3", "payments/cluster-3 billing/cluster-1"} {
 		lab.Run(t, `lab call `+pair+` --state "$PWD"`)
 	}
