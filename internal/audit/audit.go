@@ -1,22 +1,15 @@
-// Package audit records acts that change access or membership: who did what to which object, where, when.
+// Package audit keeps a record of every act that changes trust, policy, membership or access: who did what to which object, where, when.
 //
-// In: Records. Out: one JSON line each, in order, every line holding the hash of the one before, so that a line that was altered, taken out or moved shows
-// (Verify). It must not hold secrets, decide anything, or be used as a log of what the program does.
+// In: Records. Out: an append-only log of them in a Store, with a Merkle tree over it (RFC 6962 hashes, golang.org/x/mod/sumdb/tlog) whose head is signed with every commit
+// (C2SP checkpoint, golang.org/x/mod/sumdb/note); answers to Queries; exports that hold their own proofs, and their check without any server (Verify).
+// It must not hold secrets (Clean), decide anything, or be used as a log of what the program does.
 //
-// The lines go to the server's standard output, where whatever collects logs keeps them. A store of its own, signed and with proofs, is to replace the writer behind Log.
+// The way of a record: Log.Append -> Clean -> encode -> one commit with those of everybody who waits -> Store -> mirror -> the caller goes on. No record, no act.
 package audit
 
 import (
-	"bufio"
-	"bytes"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"sync"
 	"time"
 )
 
@@ -25,109 +18,117 @@ type Act string
 
 // The acts.
 const (
+	Admitted Act = "write.admitted" // somebody created, changed or deleted an object of ours
+	Refused  Act = "write.refused"  // somebody tried to
+
 	PolicyWritten    Act = "policy.written"    // an AccessPolicy, Workspace or WorkspaceSettings was created or changed
 	PolicyDeleted    Act = "policy.deleted"    // one was deleted
 	DriftCorrected   Act = "drift.corrected"   // somebody changed an object of ours in a cluster; it was put back
 	ObjectTakenOver  Act = "object.taken-over" // somebody took our owner label off an object
 	OverrideCreated  Act = "override.created"  // a break-glass lease began
 	OverrideEnded    Act = "override.ended"    // it expired or was deleted
-	ClusterDeleted   Act = "cluster.deleted"   // a KubernetesCluster was deleted
 	AccessWidened    Act = "access.widened"    // something in a cluster allows more than a policy
 	AccessUnenforced Act = "access.unenforced" // a cluster can't enforce a policy
 
-	TrustChanged      Act = "trust.changed"      // a phase of a root rotation began
-	TrustRequested    Act = "trust.requested"    // a person asked something of a rotation
-	CertificateIssued Act = "certificate.issued" // an intermediate was signed for a cluster
+	ClusterRegistered Act = "cluster.registered" // an agent enrolled and its cluster is known by its kube-system UID
+	ClusterRefused    Act = "cluster.refused"    // one was refused
+	ClusterDeleted    Act = "cluster.deleted"    // a KubernetesCluster was deleted
+
+	TrustChanged       Act = "trust.changed"       // a phase of a root rotation began
+	TrustRequested     Act = "trust.requested"     // a person asked something of a rotation
+	CertificateIssued  Act = "certificate.issued"  // a certificate was signed for a cluster
+	CertificateRevoked Act = "certificate.revoked" // one was revoked
+
+	LogRead     Act = "log.read"     // somebody read the log
+	LogExported Act = "log.exported" // somebody exported it
+	LogStarted  Act = "log.started"  // a server began to write; what it found is in Detail
 )
+
+// Change is one field that differs between an object before and after. A nil side is absent.
+type Change struct {
+	Path string `json:"path"` // "spec.action"
+	Old  any    `json:"old,omitempty"`
+	New  any    `json:"new,omitempty"`
+}
+
+// Certificate is one that was signed or revoked.
+type Certificate struct {
+	Serial      string `json:"serial,omitempty"`
+	Subject     string `json:"subject,omitempty"`
+	Issuer      string `json:"issuer,omitempty"`
+	Requester   string `json:"requester,omitempty"`
+	Fingerprint string `json:"fingerprint,omitempty"` // SHA-256, hexadecimal
+	NotAfter    string `json:"notAfter,omitempty"`    // RFC 3339
+}
+
+// Membership is what a cluster joined with.
+type Membership struct {
+	ClusterUID   string   `json:"clusterUID,omitempty"` // of its kube-system namespace
+	TrustDomain  string   `json:"trustDomain,omitempty"`
+	Permissions  []string `json:"permissions,omitempty"`
+	AgentVersion string   `json:"agentVersion,omitempty"`
+}
 
 // Record is one act. Empty fields are not known.
 type Record struct {
-	At      time.Time `json:"at"`
-	Act     Act       `json:"act"`
-	User    string    `json:"user,omitempty"`    // as the management API server authenticated them
-	Manager string    `json:"manager,omitempty"` // field manager, where a workload cluster's API server names no user
-	Cluster string    `json:"cluster,omitempty"`
-	Object  string    `json:"object,omitempty"` // "Kind namespace/name" that was acted on
-	Policy  string    `json:"policy,omitempty"` // "namespace/name" of the AccessPolicy it is about
-	Detail  string    `json:"detail,omitempty"` // one sentence
+	N  int64     `json:"-"`  // its place in the log, from 0; given by the log
+	At time.Time `json:"at"` // given by the log where zero
+
+	Act     Act                 `json:"act"`
+	User    string              `json:"user,omitempty"` // as the management API server authenticated them
+	Groups  []string            `json:"groups,omitempty"`
+	Extra   map[string][]string `json:"extra,omitempty"`
+	Manager string              `json:"manager,omitempty"` // field manager, where a workload cluster's API server names no user
+	Source  string              `json:"source,omitempty"`  // the stage that saw it: "admission", "rotation"
+	Cluster string              `json:"cluster,omitempty"`
+
+	Operation string   `json:"operation,omitempty"` // CREATE, UPDATE, DELETE
+	Object    string   `json:"object,omitempty"`    // "Kind namespace/name" that was acted on
+	UID       string   `json:"uid,omitempty"`       // of the object
+	DryRun    bool     `json:"dryRun,omitempty"`
+	Diff      []Change `json:"diff,omitempty"`
+
+	Policy      string       `json:"policy,omitempty"` // "namespace/name" of the policy it is about
+	Certificate *Certificate `json:"certificate,omitempty"`
+	Membership  *Membership  `json:"membership,omitempty"`
+	Detail      string       `json:"detail,omitempty"` // one sentence
 }
 
-// line is a Record as it is written.
-type line struct {
-	Audit    string `json:"audit"`    // which Log: random, made at its start
-	Sequence uint64 `json:"sequence"` // from 1
-	Previous string `json:"previous"` // SHA-256 of the line before, without its end; empty in the first
+// timeFormat has one width, so that times sort as text.
+const timeFormat = "2006-01-02T15:04:05.000000Z"
+
+// stored is a Record as it is hashed, kept and exported: its own n and at come before those of the Record.
+type stored struct {
+	N  int64  `json:"n"`
+	At string `json:"at"`
 	Record
 }
 
-// Log writes Records. Safe for concurrent use.
-type Log struct {
-	mu   sync.Mutex
-	w    io.Writer
-	next line
-}
+// maxRecord bounds the bytes of an encoded record. Clean keeps them far below.
+const maxRecord = 256 << 10
 
-// New returns a Log that writes lines to w, each with one call of Write.
-func New(w io.Writer) *Log {
-	return &Log{w: w, next: line{Audit: rand.Text(), Sequence: 1}}
-}
-
-// Record writes r. When it fails, nothing counts as recorded, and the next Record takes its place in the chain.
-func (l *Log) Record(r Record) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	next := l.next
-	next.Record = r
-	next.At = r.At.UTC()
-	raw, err := json.Marshal(next)
+// encode gives the bytes of a record, which are never written any other way again.
+func encode(r Record) ([]byte, error) {
+	raw, err := json.Marshal(stored{N: r.N, At: r.At.UTC().Format(timeFormat), Record: r})
 	if err != nil {
-		return fmt.Errorf("audit: encode %s: %w", r.Act, err)
+		return nil, fmt.Errorf("audit: encode %s: %w", r.Act, err)
 	}
-	if _, err := l.w.Write(append(raw, '\n')); err != nil {
-		return fmt.Errorf("audit: record %s: %w", r.Act, err)
+	if len(raw) > maxRecord {
+		return nil, fmt.Errorf("audit: encode %s: %d bytes are more than the %d that a record may have", r.Act, len(raw), maxRecord)
 	}
-	l.next.Sequence++
-	l.next.Previous = hash(raw)
-	return nil
+	return raw, nil
 }
 
-func hash(raw []byte) string {
-	sum := sha256.Sum256(raw)
-	return hex.EncodeToString(sum[:])
-}
-
-const maxLine = 64 << 10
-
-// Verify reads a server's output, passes over lines that are no records, and returns the records of each Log in order, or an error that names the first line (from 1)
-// that was altered, taken out or moved. A tail that was cut off can't be seen.
-func Verify(r io.Reader) ([]Record, error) {
-	var out []Record
-	last := map[string]line{}
-	hashes := map[string]string{}
-	in := bufio.NewScanner(r)
-	in.Buffer(nil, maxLine)
-	for n := 1; in.Scan(); n++ {
-		raw := in.Bytes()
-		if !bytes.HasPrefix(raw, []byte(`{"audit":`)) {
-			continue
-		}
-		var got line
-		if err := json.Unmarshal(raw, &got); err != nil {
-			return out, fmt.Errorf("line %d is no record: %w", n, err)
-		}
-		switch before, known := last[got.Audit]; {
-		case known && got.Sequence != before.Sequence+1:
-			return out, fmt.Errorf("line %d has number %d, and %d came before: records were taken out or moved", n, got.Sequence, before.Sequence)
-		case known && got.Previous != hashes[got.Audit]:
-			return out, fmt.Errorf("line %d does not follow from the record before it: one of them was altered", n)
-		case !known && (got.Sequence != 1 || got.Previous != ""):
-			return out, fmt.Errorf("line %d has number %d: the records before it are missing", n, got.Sequence)
-		}
-		last[got.Audit], hashes[got.Audit] = got, hash(raw)
-		out = append(out, got.Record)
+// Decode reads the bytes of a record.
+func Decode(raw []byte) (Record, error) {
+	var s stored
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return Record{}, fmt.Errorf("audit: decode a record: %w", err)
 	}
-	if err := in.Err(); err != nil {
-		return out, errors.Join(errors.New("read records"), err)
+	at, err := time.Parse(timeFormat, s.At)
+	if err != nil {
+		return Record{}, fmt.Errorf("audit: decode record %d: %w", s.N, err)
 	}
-	return out, nil
+	s.Record.N, s.Record.At = s.N, at
+	return s.Record, nil
 }

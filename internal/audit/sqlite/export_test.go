@@ -1,0 +1,6 @@
+package sqlite
+
+import "database/sql"
+
+// WriteDB is the connection that writes.
+func (s *Store) WriteDB() *sql.DB { return s.write }
