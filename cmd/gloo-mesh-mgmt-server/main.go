@@ -104,6 +104,8 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	f.DurationVar(&cfg.RemoteSecrets.Lifetime, "remote-secret-token-ttl", 0, "lifetime of the tokens in remote secrets (default 24h, at least 10m)")
 	f.DurationVar(&cfg.RemoteSecrets.RotateEvery, "remote-secret-rotate-every", 0, "when the next token is made, less up to a tenth; at most half of the lifetime (default 0.4 of it)")
 	f.BoolVar(&cfg.ConfigDistribution, "config-distribution", false, "keep an istio-remote Gateway for each cluster's east-west gateway in every other cluster (featureGates.ConfigDistribution)")
+	f.StringVar(&cfg.AuditFile, "audit-file", cfg.AuditFile, "file of the audit log (SQLite), in a folder that lasts; empty: the log goes to standard output and is not kept")
+	f.BoolVar(&cfg.AuditMirror, "audit-mirror", cfg.AuditMirror, "write audit records to standard output besides --audit-file")
 	f.TextVar(&level, "log-level", level, "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or text")
 	return c

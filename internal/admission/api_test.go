@@ -23,6 +23,7 @@ import (
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/admission"
+	"ambitmesh.dev/ambit/internal/audit"
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/validate"
 	"ambitmesh.dev/ambit/test/kubetest"
@@ -43,6 +44,20 @@ type webhook struct {
 	now     time.Time
 	deleted []string
 	snap    *mesh.Snapshot // what the server knows
+	records []audit.Record
+	full    error // why nothing can be recorded
+}
+
+func (w *webhook) record(_ context.Context, r ...audit.Record) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.full != nil {
+		return w.full
+	}
+	for i := range r {
+		w.records = append(w.records, audit.Clean(r[i]))
+	}
+	return nil
 }
 
 func (w *webhook) snapshot() *mesh.Snapshot {
@@ -70,7 +85,7 @@ func start(t *testing.T) *webhook {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.deleted = append(w.deleted, d.User+" "+d.Object.GetName())
-	})
+	}, w.record)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- admission.Serve(ctx, l, h, w.certs, log) }()

@@ -1,7 +1,7 @@
 // Package admission is the webhook: what the API server asks before it stores one of our objects.
 //
 // In: AdmissionReviews (admission.k8s.io/v1) for the kinds listed in resource.go. Out: yes, or no with the mistake and the fix; and the requesting user recorded in annotations
-// that nobody can change afterwards. It also keeps its own TLS (certificate Secret, caBundle of the webhook configurations).
+// that nobody can change afterwards, and in the audit log before the answer is given (no record, no act). It also keeps its own TLS (certificate Secret, caBundle of the webhook configurations).
 // It must not hold the rules themselves (internal/validate), and it must answer without asking anybody: the API server waits.
 package admission
 
@@ -40,11 +40,13 @@ type Handler struct {
 	now      func() time.Time
 	log      *slog.Logger
 	onDelete func(Deletion)
+	record   Recorder
 }
 
-// NewHandler returns a Handler. onDelete is called, without waiting for it, for each deletion that is let through; it must not block.
-func NewHandler(o validate.Options, now func() time.Time, log *slog.Logger, onDelete func(Deletion)) *Handler {
-	return &Handler{options: o, kinds: resources(), now: now, log: log, onDelete: onDelete}
+// NewHandler returns a Handler. onDelete is called, without waiting for it, for each deletion that is let through; it must not block. record is called for every write before it is
+// answered; what it refuses is refused (nil: nothing is recorded).
+func NewHandler(o validate.Options, now func() time.Time, log *slog.Logger, onDelete func(Deletion), record Recorder) *Handler {
+	return &Handler{options: o, kinds: resources(), now: now, log: log, onDelete: onDelete, record: record}
 }
 
 // ServeHTTP answers one review.
@@ -73,7 +75,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "want an admission.k8s.io/v1 AdmissionReview with a request", http.StatusBadRequest)
 		return
 	}
-	resp := answer(review.Request)
+	resp := h.audited(r.Context(), r.URL.Path, review.Request, answer(review.Request))
 	resp.UID = review.Request.UID
 	if !resp.Allowed {
 		h.log.Info("write refused", "kind", review.Request.Kind.Kind, "name", review.Request.Name, "operation", review.Request.Operation,

@@ -40,7 +40,7 @@ func ask(t *testing.T, path string, op admissionv1.Operation, user string, now, 
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := admission.NewHandler(validate.Options{AdminNamespace: "gloo-mesh"}, func() time.Time { return registered }, slog.New(slog.DiscardHandler), func(admission.Deletion) {})
+	h := admission.NewHandler(validate.Options{AdminNamespace: "gloo-mesh"}, func() time.Time { return registered }, slog.New(slog.DiscardHandler), func(admission.Deletion) {}, nil)
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest("POST", path, bytes.NewReader(body)))
 	var review admissionv1.AdmissionReview

@@ -29,12 +29,15 @@ var ErrBusy = errors.New("audit: too many records wait for the store")
 
 // Log appends Records to a Store. Safe for concurrent use.
 type Log struct {
-	store  Store
-	signer note.Signer
-	key    string
+	open   func(context.Context) (Store, Key, error)
 	mirror io.Writer
 	log    *slog.Logger
 	queue  chan *waiting
+
+	opening sync.Mutex
+	store   Store // nil until it was opened
+	signer  note.Signer
+	key     string
 
 	mu   sync.Mutex // of a commit
 	size int64      // of the log after our last commit; -1: not known
@@ -51,26 +54,49 @@ type waiting struct {
 
 // Config of a Log.
 type Config struct {
-	Store  Store
-	Key    Key
+	// Open opens the store and reads the log's key. It is called before the first use, and again until it succeeds.
+	Open   func(context.Context) (Store, Key, error)
 	Mirror io.Writer // gets each record as a line once it is stored; nil: none
 	Log    *slog.Logger
 }
 
 // New returns a Log. Run makes it work.
-func New(c Config) (*Log, error) {
-	signer, err := note.NewSigner(c.Key.Secret)
+func New(c Config) *Log {
+	return &Log{open: c.Open, mirror: c.Mirror, log: c.Log, queue: make(chan *waiting, maxWaiting), size: -1}
+}
+
+// Of opens what is open already.
+func Of(s Store, k Key) func(context.Context) (Store, Key, error) {
+	return func(context.Context) (Store, Key, error) { return s, k, nil }
+}
+
+// ready opens the store, once.
+func (l *Log) ready(ctx context.Context) error {
+	l.opening.Lock()
+	defer l.opening.Unlock()
+	if l.store != nil {
+		return nil
+	}
+	store, key, err := l.open(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("audit: the log's key: %w", err)
+		return fmt.Errorf("audit: open the store: %w", err)
 	}
-	if v, err := note.NewVerifier(c.Key.Public); err != nil || v.Name() != signer.Name() || v.KeyHash() != signer.KeyHash() {
-		return nil, errors.New("audit: the log's verifier key is not that of its key")
+	signer, err := note.NewSigner(key.Secret)
+	if err != nil {
+		return fmt.Errorf("audit: the log's key: %w", err)
 	}
-	return &Log{store: c.Store, signer: signer, key: c.Key.Public, mirror: c.Mirror, log: c.Log, queue: make(chan *waiting, maxWaiting), size: -1}, nil
+	if v, err := note.NewVerifier(key.Public); err != nil || v.Name() != signer.Name() || v.KeyHash() != signer.KeyHash() {
+		return errors.New("audit: the log's verifier key is not that of its key")
+	}
+	l.store, l.signer, l.key = store, signer, key.Public
+	return nil
 }
 
 // Key is the key that heads are verified with.
-func (l *Log) Key() string { return l.key }
+func (l *Log) Key(ctx context.Context) (string, error) {
+	err := l.ready(ctx)
+	return l.key, err
+}
 
 // Append returns once the records are stored (nil), or with the reason why they are not. After an error of ctx they may be stored yet: a record of an act that was refused.
 func (l *Log) Append(ctx context.Context, records ...Record) error {
@@ -161,6 +187,9 @@ gather:
 func (l *Log) commit(ctx context.Context, records []Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err := l.ready(ctx); err != nil {
+		return err
+	}
 	now := time.Now()
 	for i := range records {
 		if records[i].At.IsZero() {
@@ -254,7 +283,7 @@ func (l *Log) copyOut(records [][]byte) {
 		return
 	}
 	for _, raw := range records {
-		if _, err := l.mirror.Write(append([]byte(`{"audit":`), append(raw, '}', '\n')...)); err != nil {
+		if err := writeLine(l.mirror, raw); err != nil {
 			l.log.Warn("the copy of an audit record could not be written", "error", err)
 			return
 		}
@@ -305,26 +334,35 @@ func (l *Log) reader(ctx context.Context, e edge, batch func(int64) (tlog.Hash, 
 	})
 }
 
-// Head is the signed head of what is stored.
+// Head is the signed head of what is stored, empty before the first record.
 func (l *Log) Head(ctx context.Context) ([]byte, error) {
+	if err := l.ready(ctx); err != nil {
+		return nil, err
+	}
 	_, signed, err := l.store.Head(ctx)
 	return signed, err
 }
 
 // Consistency proves that the first old records of the log with size now were its first records when there were no more.
 func (l *Log) Consistency(ctx context.Context, old, now int64) (tlog.TreeProof, error) {
-	if old <= 0 || old >= now {
-		return nil, nil
+	if err := l.ready(ctx); err != nil || old <= 0 || old >= now {
+		return nil, err
 	}
 	return tlog.ProveTree(now, old, l.reader(ctx, nil, nil))
 }
 
 // Inclusion proves that record n is in the log of the given size.
 func (l *Log) Inclusion(ctx context.Context, size, n int64) (tlog.RecordProof, error) {
+	if err := l.ready(ctx); err != nil {
+		return nil, err
+	}
 	return tlog.ProveRecord(size, n, l.reader(ctx, nil, nil))
 }
 
 // Records answers a query with the records and the bytes that are hashed.
 func (l *Log) Records(ctx context.Context, q Query) iter.Seq2[Row, error] {
+	if err := l.ready(ctx); err != nil {
+		return func(yield func(Row, error) bool) { yield(Row{}, err) }
+	}
 	return l.store.Records(ctx, q)
 }

@@ -54,6 +54,10 @@ type Config struct {
 	// ConfigDistribution keeps a peer of each cluster in every other one (featureGates.ConfigDistribution).
 	ConfigDistribution bool
 
+	// AuditFile keeps the audit log (SQLite); empty: it is written to Audit and not kept.
+	AuditFile string
+	// AuditMirror writes records to Audit, besides the file.
+	AuditMirror bool
 	// Audit is where audit records go, a line each; nil: standard output.
 	Audit io.Writer
 }
@@ -75,7 +79,7 @@ func DefaultConfig() Config {
 		Namespace: "gloo-mesh", ClusterDomain: "cluster.local", Service: "gloo-mesh-mgmt-server",
 		RelayAddress: ":9900", WebhookAddress: ":9443", HealthAddress: ":8081", MetricsAddress: ":9091", SnapshotAddress: "127.0.0.1:9093",
 		WebhookService: "gloo-mesh-mgmt-server-webhook", WebhookConfiguration: "gloo-mesh-mgmt-server",
-		LeaderElect: true, Lease: "gloo-mesh-mgmt-server", LeaseDuration: 2 * time.Minute, Identity: host, WarmGrace: 30 * time.Second,
+		LeaderElect: true, Lease: "gloo-mesh-mgmt-server", LeaseDuration: 2 * time.Minute, Identity: host, WarmGrace: 30 * time.Second, AuditMirror: true,
 	}
 }
 

@@ -17,7 +17,9 @@ import (
 
 // record puts an act on record. One that can't be is said in the log; nothing is held up by it.
 func (s *server) record(r audit.Record) {
-	if err := s.audit.Record(r); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	defer cancel()
+	if err := s.audit.Append(ctx, r); err != nil {
 		s.log.Error("not on record", "act", string(r.Act), "user", r.User, "object", r.Object, "error", err)
 	}
 }

@@ -70,10 +70,11 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.Audit == nil {
 		cfg.Audit = os.Stdout
 	}
-	s := &server{cfg: &cfg, log: log, audit: audit.New(cfg.Audit), metrics: newMetrics(), deleted: make(chan admission.Deletion, 256)}
+	s := &server{cfg: &cfg, log: log, metrics: newMetrics(), deleted: make(chan admission.Deletion, 256)}
 	if err := s.connect(); err != nil {
 		return err
 	}
+	s.audit = s.newAudit()
 	listeners, err := s.listen(ctx)
 	if err != nil {
 		return err
@@ -98,13 +99,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		tasks = append(tasks, task{"snapshot", func(ctx context.Context) error { return serveHTTP(ctx, l, s.snapshotHandler(), log) }})
 	}
 	if l := listeners["webhook"]; l != nil {
-		handler := admission.NewHandler(validate.Options{AdminNamespace: cfg.Namespace, Snapshot: s.settled}, time.Now, log, s.noteDeletion)
+		handler := admission.NewHandler(validate.Options{AdminNamespace: cfg.Namespace, Snapshot: s.settled}, time.Now, log, s.noteDeletion, s.audit.Append)
 		tasks = append(tasks,
 			task{"webhook", func(ctx context.Context) error { return admission.Serve(ctx, l, handler, s.certs, log) }},
 			task{"webhook certificates", s.followWebhookSecret},
 			task{"deregistrations", s.recordDeletions})
 	}
 	log.Info("started", "version", version.Version, "namespace", cfg.Namespace, "relay", cfg.bind(cfg.RelayAddress))
+	defer s.startAudit(ctx)() // it outlives all that record
 	err = runAll(ctx, tasks)
 	log.Info("stopped", "error", err)
 	return err
@@ -268,7 +270,7 @@ func (s *server) serveRelay(ctx context.Context) error {
 	if err := persist(ctx, s.log, "read identity records", reg.Load); err != nil {
 		return err
 	}
-	hub := relay.NewHub(relay.HubConfig{Family: s.secrets, Gate: reg, Log: s.log, Version: version.Version})
+	hub := relay.NewHub(relay.HubConfig{Family: s.secrets, Gate: auditedGate{reg, s.audit}, Log: s.log, Version: version.Version})
 	s.metrics.registry.MustRegister(hub.Collector())
 	rep := newReporter(s, hub)
 	relayBell := newBell()

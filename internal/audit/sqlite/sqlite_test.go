@@ -59,10 +59,7 @@ func TestMain(m *testing.M) {
 	if err != nil {
 		panic(err)
 	}
-	l, err := audit.New(audit.Config{Store: s, Key: key, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		panic(err)
-	}
+	l := audit.New(audit.Config{Open: audit.Of(s, key), Log: slog.New(slog.DiscardHandler)})
 	go func() { _ = l.Run(context.Background()) }()
 	for w := range 4 {
 		go func() {

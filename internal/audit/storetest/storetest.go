@@ -32,10 +32,7 @@ func Run(t *testing.T, open func(t *testing.T) audit.Store) {
 // Start returns a Log that runs until the test ends, or stop is called.
 func Start(t testing.TB, store audit.Store, key audit.Key, mirror io.Writer) (l *audit.Log, stop func()) {
 	t.Helper()
-	l, err := audit.New(audit.Config{Store: store, Key: key, Mirror: mirror, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
+	l = audit.New(audit.Config{Open: audit.Of(store, key), Mirror: mirror, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = l.Run(ctx) }()
