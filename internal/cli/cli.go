@@ -128,7 +128,7 @@ kubeconfig only. No private key and no token passes through your terminal or you
 		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cluster.AddCommand(a.registerCommand(), a.deregisterCommand(), a.listCommand())
-	root.AddCommand(cluster, a.policyCommand(), a.trustCommand(), a.tokensCommand(), a.pkiCommand(), a.relayCommand(), a.checkCommand(), a.multiclusterCommand(), a.peeringCommand(), a.versionCommand(), a.installCommand(), a.uninstallCommand())
+	root.AddCommand(cluster, a.policyCommand(), a.trustCommand(), a.auditCommand(), a.tokensCommand(), a.pkiCommand(), a.relayCommand(), a.checkCommand(), a.multiclusterCommand(), a.peeringCommand(), a.versionCommand(), a.installCommand(), a.uninstallCommand())
 	return root
 }
 

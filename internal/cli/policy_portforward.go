@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -115,9 +116,16 @@ func (c *cluster) dialPod(ctx context.Context, namespace, pod string, port int) 
 
 // getFromPod asks an HTTP server on a Pod's loopback.
 func (c *cluster) getFromPod(ctx context.Context, namespace, pod string, port int, path string) (status int, body []byte, err error) {
+	var out bytes.Buffer
+	status, err = c.copyFromPod(ctx, namespace, pod, port, path, &out)
+	return status, out.Bytes(), err
+}
+
+// copyFromPod is getFromPod for an answer of any length.
+func (c *cluster) copyFromPod(ctx context.Context, namespace, pod string, port int, path string, w io.Writer) (status int, err error) {
 	conn, err := c.dialPod(ctx, namespace, pod, port)
 	if err != nil {
-		return 0, nil, err
+		return 0, err
 	}
 	defer func() { _ = conn.Close() }()
 	used := false
@@ -130,30 +138,29 @@ func (c *cluster) getFromPod(ctx context.Context, namespace, pod string, port in
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", port, path), nil)
 	if err != nil {
-		return 0, nil, err
+		return 0, err
 	}
 	resp, err := transport.RoundTrip(req)
 	if err == nil {
 		defer resp.Body.Close()
-		body, err = io.ReadAll(resp.Body)
-		if err == nil {
-			return resp.StatusCode, body, nil
+		if _, err = io.Copy(w, resp.Body); err == nil {
+			return resp.StatusCode, nil
 		}
 	}
 	if ctx.Err() != nil {
-		return 0, nil, ctx.Err()
+		return 0, ctx.Err()
 	}
 	select { // the kubelet's own words say more than "unexpected EOF"
 	case said := <-conn.failed:
 		if strings.Contains(said, "refused") {
-			return 0, nil, fmt.Errorf("%w: %s", errNoListener, strings.TrimSpace(said))
+			return 0, fmt.Errorf("%w: %s", errNoListener, strings.TrimSpace(said))
 		}
 		if said != "" {
-			return 0, nil, errors.New(strings.TrimSpace(said))
+			return 0, errors.New(strings.TrimSpace(said))
 		}
 	case <-time.After(time.Second):
 	}
-	return 0, nil, err
+	return 0, err
 }
 
 // leader finds the Pod of the leading management server: only the leader is Ready.
@@ -199,19 +206,35 @@ func (c *cluster) fetchSnapshot(ctx context.Context, namespace string) (*savedSn
 
 // askLeader gets a path of the leading management server's snapshot port; what is its name for people.
 func (c *cluster) askLeader(ctx context.Context, namespace, path, what string) (raw []byte, pod string, err error) {
+	var out bytes.Buffer
+	pod, err = c.copyFromLeader(ctx, namespace, path, what, &out)
+	return out.Bytes(), pod, err
+}
+
+// copyFromLeader is askLeader for an answer of any length. What was written before an error is part of an answer, or the server's reason.
+func (c *cluster) copyFromLeader(ctx context.Context, namespace, path, what string, w io.Writer) (pod string, err error) {
 	if pod, err = c.leader(ctx, namespace); err != nil {
-		return nil, "", err
+		return "", err
 	}
-	status, raw, err := c.getFromPod(ctx, namespace, pod, snapshotPort, path)
+	said := &head{}
+	status, err := c.copyFromPod(ctx, namespace, pod, snapshotPort, path, io.MultiWriter(w, said))
 	switch {
 	case errors.Is(err, errMayNotForward):
-		return nil, pod, forbidden(c.Context, []need{{[]string{"create"}, "", "pods/portforward", namespace}})
+		return pod, forbidden(c.Context, []need{{[]string{"create"}, "", "pods/portforward", namespace}})
 	case errors.Is(err, errNoListener), status == http.StatusNotFound:
-		return nil, pod, fmt.Errorf("context %q: the management server (Pod %s/%s) serves no %s on port %d: it is older than this meshctl. Upgrade it: meshctl install --kubecontext %s", c.Context, namespace, pod, what, snapshotPort, c.Context)
+		return pod, fmt.Errorf("context %q: the management server (Pod %s/%s) serves no %s on port %d: it is older than this meshctl. Upgrade it: meshctl install --kubecontext %s", c.Context, namespace, pod, what, snapshotPort, c.Context)
 	case err != nil:
-		return nil, pod, c.says(fmt.Sprintf("read the %s from Pod %s/%s", what, namespace, pod), err)
+		return pod, c.says(fmt.Sprintf("read the %s from Pod %s/%s", what, namespace, pod), err)
 	case status != http.StatusOK:
-		return nil, pod, fmt.Errorf("context %q: the management server (Pod %s/%s) has no %s to give: %s: %s", c.Context, namespace, pod, what, http.StatusText(status), oneLine(string(raw), 200))
+		return pod, fmt.Errorf("context %q: the management server (Pod %s/%s) has no %s to give: %s: %s", c.Context, namespace, pod, what, http.StatusText(status), oneLine(string(*said), 200))
 	}
-	return raw, pod, nil
+	return pod, nil
+}
+
+// head keeps the beginning of what is written.
+type head []byte
+
+func (h *head) Write(p []byte) (int, error) {
+	*h = append(*h, p[:min(len(p), max(0, 1024-len(*h)))]...)
+	return len(p), nil
 }

@@ -62,6 +62,7 @@ func (s *server) snapshotHandler() http.Handler {
 		}
 		s.answer(w, r, savedTokens{Pairs: rep.tokens.Pairs(), At: time.Now().UTC(), Off: s.cfg.RemoteSecrets.Off})
 	})
+	s.auditHandlers(mux)
 	return mux
 }
 

@@ -71,6 +71,16 @@ runAsGroup: {{ .runAsUser | default 10101 | int64 }}
 seccompProfile: { type: RuntimeDefault }
 {{- end }}
 
+{{/* Where the audit log is kept: a SQLite file has one writer. usage: include "gloo-platform.auditStore" SERVER */}}
+{{- define "gloo-platform.auditStore" -}}
+{{- $audit := include "gloo-platform.map" .audit | fromYaml }}
+{{- $replicas := .replicas | default 1 | int }}
+{{- $store := $audit.store | default (eq $replicas 1 | ternary "sqlite" "stdout") }}
+{{- if not (has $store (list "sqlite" "stdout")) }}{{ fail (printf "glooMgmtServer.audit.store %q: want sqlite or stdout" $store) }}{{ end }}
+{{- if and (eq $store "sqlite") (gt $replicas 1) }}{{ fail "glooMgmtServer.audit.store sqlite is one file with one writer: set glooMgmtServer.replicas to 1, or audit.store to stdout" }}{{ end }}
+{{- $store }}
+{{- end }}
+
 {{- define "gloo-platform.containerSecurity" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

@@ -59,7 +59,7 @@ type Store struct {
 // Open opens a file, which it makes if it is not there, in a folder that is.
 func Open(ctx context.Context, file string) (*Store, error) {
 	dsn := func(more string) string {
-		return "file:" + (&url.URL{Path: file}).EscapedPath() + "?_pragma=busy_timeout(4000)&_pragma=synchronous(FULL)&_pragma=trusted_schema(0)" + more
+		return "file:" + (&url.URL{Path: file}).EscapedPath() + "?_pragma=busy_timeout(4000)&_pragma=synchronous(FULL)&_pragma=trusted_schema(0)&_pragma=temp_store(MEMORY)" + more
 	}
 	w, err := sql.Open("sqlite", dsn("&_txlock=immediate&_pragma=journal_mode(WAL)&_pragma=wal_autocheckpoint(2000)&_pragma=journal_size_limit(67108864)"))
 	if err != nil {
