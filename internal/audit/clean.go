@@ -23,10 +23,10 @@ const (
 const hidden = "[hidden: a secret]"
 
 // secretName are names of fields whose value is a secret, whatever it looks like. Names of references (secretRef, tokenSecret) are none.
-var secretName = regexp.MustCompile(`(?i)(^|[._\-/])(token|password|passwd|passphrase|secret[-_]?id|private[-_]?key|client[-_]?secret|api[-_]?key|access[-_]?key|secret[-_]?access[-_]?key|credentials?|authorization|bearer|auth[-_]?token|session[-_]?token|tls\.key|ca\.key|ca-key\.pem)$`) //nolint:gochecknoglobals // compiled once
+var secretName = regexp.MustCompile(`(?i)(^|[._\-/])(token|password|passwd|passphrase|secret[-_]?id|private[-_]?key|client[-_]?secret|api[-_]?key|access[-_]?key|secret[-_]?access[-_]?key|credentials?|authorization|bearer|auth[-_]?token|session[-_]?token|tls\.key|ca\.key|ca-key\.pem)$`)
 
 // secretText is what secrets look like wherever they stand: private keys (PEM), JSON Web Tokens, bearer tokens, tokens of Vault, AWS, GitHub, Slack; passwords in URLs and after "password=".
-var secretText = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(-----END [A-Z ]*PRIVATE KEY-----|$)` + //nolint:gochecknoglobals // compiled once
+var secretText = regexp.MustCompile(`-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(-----END [A-Z ]*PRIVATE KEY-----|$)` +
 	`|\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*` +
 	`|(?i:\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,})` +
 	`|\b(hv[sbr]|s|b)\.[A-Za-z0-9_-]{20,}` +

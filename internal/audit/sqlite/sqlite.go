@@ -67,12 +67,12 @@ func Open(ctx context.Context, file string) (*Store, error) {
 	}
 	w.SetMaxOpenConns(1)
 	if _, err := w.ExecContext(ctx, schema); err != nil {
-		w.Close()
+		_ = w.Close()
 		return nil, fmt.Errorf("audit store %s: %w", file, err)
 	}
 	r, err := sql.Open("sqlite", dsn("&_pragma=query_only(1)"))
 	if err != nil {
-		w.Close()
+		_ = w.Close()
 		return nil, fmt.Errorf("audit store %s: %w", file, err)
 	}
 	r.SetMaxOpenConns(readers)
@@ -128,7 +128,7 @@ func (s *Store) Commit(ctx context.Context, b audit.Batch) error {
 	if err != nil {
 		return err
 	}
-	defer record.Close()
+	defer record.Close() //nolint:errcheck // its own error was seen
 	for i, raw := range b.Records {
 		if _, err := record.ExecContext(ctx, b.Size+int64(i), string(raw)); err != nil {
 			return err
@@ -138,7 +138,7 @@ func (s *Store) Commit(ctx context.Context, b audit.Batch) error {
 	if err != nil {
 		return err
 	}
-	defer hash.Close()
+	defer hash.Close() //nolint:errcheck // its own error was seen
 	base := tlog.StoredHashCount(b.Size)
 	for i, h := range b.Hashes {
 		if _, err := hash.ExecContext(ctx, base+int64(i), h[:]); err != nil {
@@ -163,7 +163,7 @@ func (s *Store) Hashes(ctx context.Context, indexes []int64) ([]tlog.Hash, error
 	if err != nil {
 		return nil, err
 	}
-	defer get.Close()
+	defer get.Close() //nolint:errcheck // its own error was seen
 	out := make([]tlog.Hash, len(indexes))
 	for i, x := range indexes {
 		var h []byte
@@ -186,7 +186,7 @@ func (s *Store) Records(ctx context.Context, q audit.Query) iter.Seq2[audit.Row,
 			yield(audit.Row{}, err)
 			return
 		}
-		defer rows.Close()
+		defer rows.Close() //nolint:errcheck // its own error was seen
 		for rows.Next() {
 			var r audit.Row
 			if err := rows.Scan(&r.N, &r.Data); err != nil {

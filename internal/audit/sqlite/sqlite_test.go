@@ -6,6 +6,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -181,8 +182,8 @@ func TestForged(t *testing.T) {
 				}
 			} else {
 				_, err = audit.Verify(&out, key.Public, nil)
-				fault, ok := err.(*audit.Fault)
-				if !ok || fault.Record != tc.record {
+				var fault *audit.Fault
+				if !errors.As(err, &fault) || fault.Record != tc.record {
 					t.Errorf("want record %d named, got %v", tc.record, err)
 				}
 			}
