@@ -114,14 +114,7 @@ func (c *cluster) dialPod(ctx context.Context, namespace, pod string, port int) 
 	return out, nil
 }
 
-// getFromPod asks an HTTP server on a Pod's loopback.
-func (c *cluster) getFromPod(ctx context.Context, namespace, pod string, port int, path string) (status int, body []byte, err error) {
-	var out bytes.Buffer
-	status, err = c.copyFromPod(ctx, namespace, pod, port, path, &out)
-	return status, out.Bytes(), err
-}
-
-// copyFromPod is getFromPod for an answer of any length.
+// copyFromPod asks an HTTP server on a Pod's loopback, for an answer of any length.
 func (c *cluster) copyFromPod(ctx context.Context, namespace, pod string, port int, path string, w io.Writer) (status int, err error) {
 	conn, err := c.dialPod(ctx, namespace, pod, port)
 	if err != nil {

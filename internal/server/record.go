@@ -16,8 +16,6 @@ import (
 )
 
 // record puts an act on record. One that can't be is said in the log; nothing is held up by it.
-//
-//nolint:contextcheck // what has happened goes on record, also while the server stops
 func (s *server) record(r audit.Record) {
 	ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
 	defer cancel()
