@@ -361,7 +361,7 @@ func (s *server) recordDeletions(ctx context.Context) error {
 		case d := <-s.deleted:
 			log := s.log.With("kind", d.Kind, "namespace", d.Object.GetNamespace(), "name", d.Object.GetName(), "user", d.User)
 			log.Info("deletion requested")
-			s.record(deletionRecord(d, time.Now()))
+			s.record(deletionRecord(d, time.Now())) //nolint:contextcheck // what has happened goes on record, also while the server stops
 			reason, did := "Deleted", "Deleted by "
 			switch d.Object.(type) {
 			case *adminv2.KubernetesCluster:

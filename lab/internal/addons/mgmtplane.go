@@ -38,8 +38,10 @@ func (p ManagementPlane) installArgs() []string {
 }
 
 func (p ManagementPlane) registerArgs(cluster string) []string {
-	return []string{"cluster", "register", cluster, "--mgmt-context", p.Mgmt, "--remote-context", cluster,
-		"--set", "glooAgent.remoteSecrets.readSecrets=true"} // this istiod syncs with no token that may not (docs/design/tokens.md)
+	return []string{
+		"cluster", "register", cluster, "--mgmt-context", p.Mgmt, "--remote-context", cluster,
+		"--set", "glooAgent.remoteSecrets.readSecrets=true",
+	} // this istiod syncs with no token that may not (docs/design/tokens.md)
 }
 
 // Built reports whether there is a meshctl.
