@@ -179,7 +179,7 @@ func TestLeastRights(t *testing.T) {
 		rule("", "namespaces,services,serviceaccounts,pods", "list,watch"),
 		rule("apps", "deployments,statefulsets,daemonsets", "list,watch"),
 		rule("batch", "jobs,cronjobs", "list,watch"),
-		rule("", "configmaps", "list,watch", "istio", "istio-ca-root-cert"),
+		rule("", "configmaps", "list,watch", "istio", "istio-ca-root-cert", "istio-ca-crl"),
 		rule("admissionregistration.k8s.io", "mutatingwebhookconfigurations,validatingwebhookconfigurations", "list,watch"),
 		rule("gateway.networking.k8s.io", "gateways", "list,watch"),
 		rule("security.istio.io", "authorizationpolicies", "get,list,watch,create,update,patch,delete"),

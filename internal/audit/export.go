@@ -345,7 +345,7 @@ func (v *verifier) footer() error {
 	if err != nil {
 		return v.fault(-1, "%v", err)
 	}
-	n, err := note.Open([]byte(f.Signed), note.VerifierList(key))
+	n, err := openNote([]byte(f.Signed), key)
 	if err != nil {
 		return v.fault(-1, "the signature of the export: %v", err)
 	}

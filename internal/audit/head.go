@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,7 +53,7 @@ func OpenHead(signed []byte, key string) (Head, error) {
 	if err != nil {
 		return Head{}, fmt.Errorf("verifier key %q: %w", key, err)
 	}
-	n, err := note.Open(signed, note.VerifierList(v))
+	n, err := openNote(signed, v)
 	if err != nil {
 		return Head{}, fmt.Errorf("the head's signature: %w", err)
 	}
@@ -64,6 +65,20 @@ func OpenHead(signed []byte, key string) (Head, error) {
 		return Head{}, fmt.Errorf("the head is of log %q, the key of %q", h.Origin, v.Name())
 	}
 	return h, nil
+}
+
+// openNote checks a signed note, which has to be written as the signer wrote it: base64 has spare bits that a lenient reader passes over, and then bytes could be changed unseen.
+func openNote(signed []byte, v note.Verifier) (*note.Note, error) {
+	n, err := note.Open(signed, note.VerifierList(v))
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range slices.Concat(n.Sigs, n.UnverifiedSigs) {
+		if _, err := base64.StdEncoding.Strict().DecodeString(s.Base64); err != nil {
+			return nil, fmt.Errorf("signature of %s: %w", s.Name, err)
+		}
+	}
+	return n, nil
 }
 
 // Key signs the heads of one log. Secret is for the Secret that keeps it; Public for everybody.

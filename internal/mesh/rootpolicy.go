@@ -311,9 +311,10 @@ type RotationRequest struct {
 	By        string
 	// Invalid says what is wrong with it; empty: nothing.
 	Invalid string
-	// State and Root are what its status remembers: whether it was taken up, and the generation of the root it is about.
-	State adminv2.RotationRequestState
-	Root  Generation
+	// State, Root and Answered are what its status remembers: whether it was taken up, the generation of the root it is about, and when; zero: not yet.
+	State    adminv2.RotationRequestState
+	Root     Generation
+	Answered time.Time
 }
 
 // RenewAt is when a certificate is to be renewed: when ratio of its life is left; but while two lifetimes of the leaves it issues are (at most half its life), since before istiod

@@ -389,7 +389,7 @@ func (k *Keeper) answer(ctx context.Context, verdicts []verdict) error {
 		if string(obj.UID) != v.request.UID || obj.Status.State != "" && obj.Status.State != adminv2.RequestPending {
 			continue
 		}
-		at := metav1.Now()
+		at := metav1.NowMicro()
 		obj.Status = adminv2.RotationRequestStatus{State: v.state, Message: v.message, By: v.request.By, At: &at, Generation: int64(v.root)}
 		if err := k.cfg.Client.Status().Update(ctx, obj); err != nil {
 			return fmt.Errorf("answer request %q: %w", key.Name, err)

@@ -225,6 +225,9 @@ func (m *testMesh) asked() []*mesh.RotationRequest {
 			Source: mesh.Ref{Namespace: q.Namespace, Name: q.Name}, UID: string(q.UID), Policy: mesh.Ref{Namespace: q.Namespace, Name: q.Spec.Policy}, Action: q.Spec.Action,
 			Emergency: q.Spec.Emergency, By: "jane", Reason: q.Spec.Reason, Created: q.CreationTimestamp.Time, State: q.Status.State, Root: mesh.Generation(q.Status.Generation),
 		}
+		if q.Status.At != nil {
+			r.Answered = q.Status.At.Time
+		}
 		for _, c := range q.Spec.Clusters {
 			r.Clusters = append(r.Clusters, mesh.ClusterName(c))
 		}

@@ -101,16 +101,28 @@ func named(all []revocation, root mesh.Fingerprint, now time.Time) []revocation 
 	return slices.DeleteFunc(slices.Clone(all), func(r revocation) bool { return r.Root != root || r.From.After(now) })
 }
 
-// listed reports whether clusters are to have revocation lists.
-func listed(mode adminv2.CRLMode, all []revocation, now time.Time) bool {
+// listed reports whether clusters are to have revocation lists. What was issued under a root that is no longer trusted needs none: it is refused as it is.
+func listed(mode adminv2.CRLMode, all []revocation, roots []*trust.Root, now time.Time) bool {
 	switch mode {
 	case adminv2.CRLNever:
 		return false
 	case adminv2.CRLAlways:
 		return true
 	default:
-		return slices.ContainsFunc(all, func(r revocation) bool { return !r.From.After(now) })
+		return slices.ContainsFunc(roots, func(root *trust.Root) bool { return len(named(all, root.Fingerprint, now)) > 0 })
 	}
+}
+
+// inPlay are the roots that clusters trust or are to trust, each once.
+func inPlay(all ...*trust.Root) []*trust.Root {
+	var out []*trust.Root
+	for _, root := range all {
+		if root == nil || root.Fingerprint.IsZero() || slices.ContainsFunc(out, func(o *trust.Root) bool { return o.Fingerprint == root.Fingerprint }) {
+			continue
+		}
+		out = append(out, root)
+	}
+	return out
 }
 
 // lists sees to it that there is a list by every root that is trusted or to be, where any is needed, and puts them into what is wanted. One that can't be signed is said, and the one
@@ -126,12 +138,9 @@ func (k *Keeper) lists(ctx context.Context, t *turn, r *trust.Rotation) error {
 		w.Revoked[q.Signer] = true
 	}
 	lists := map[mesh.Fingerprint]list{}
-	if listed(t.policy.CRL, all, t.now) {
+	if roots := inPlay(&r.Current, r.Incoming, w.Root); listed(t.policy.CRL, all, roots, t.now) {
 		w.CRLs = map[mesh.Fingerprint][]byte{}
-		for _, root := range []*trust.Root{&r.Current, r.Incoming, w.Root} {
-			if root == nil || root.Fingerprint.IsZero() || lists[root.Fingerprint].PEM != nil {
-				continue
-			}
+		for _, root := range roots {
 			l, err := k.listOf(ctx, t, &record, root.Fingerprint, named(all, root.Fingerprint, t.now))
 			if err != nil {
 				t.unlisted = append(t.unlisted, fmt.Sprintf("root %s: %v", root.Subject, err))

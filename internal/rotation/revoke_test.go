@@ -191,14 +191,24 @@ func TestRevocations(t *testing.T) {
 	if serials(again) != "1 2 3 4" {
 		t.Errorf("%q: one is revoked once", serials(again))
 	}
+	roots := inPlay(&trust.Root{Fingerprint: r1}, nil, &trust.Root{}, &trust.Root{Fingerprint: r1}, &trust.Root{Fingerprint: r2})
+	if len(roots) != 2 {
+		t.Errorf("%d roots in play", len(roots))
+	}
 	for _, c := range []struct {
-		mode adminv2.CRLMode
-		all  []revocation
-		want bool
+		mode  adminv2.CRLMode
+		all   []revocation
+		roots []*trust.Root
+		want  bool
 	}{
-		{adminv2.CRLWhenNeeded, nil, false}, {adminv2.CRLWhenNeeded, all, true}, {adminv2.CRLWhenNeeded, all[1:2], false}, {adminv2.CRLAlways, nil, true}, {adminv2.CRLNever, all, false},
+		{adminv2.CRLWhenNeeded, nil, roots, false},
+		{adminv2.CRLWhenNeeded, all, roots, true},
+		{adminv2.CRLWhenNeeded, all[1:2], roots, false},
+		{adminv2.CRLWhenNeeded, all[:1], roots[1:], false}, // its root is trusted no longer
+		{adminv2.CRLAlways, nil, nil, true},
+		{adminv2.CRLNever, all, roots, false},
 	} {
-		if listed(c.mode, c.all, now) != c.want {
+		if listed(c.mode, c.all, c.roots, now) != c.want {
 			t.Errorf("%s with %d", c.mode, len(c.all))
 		}
 	}

@@ -19,11 +19,20 @@ type verdict struct {
 	root    mesh.Generation
 }
 
-// ofPolicy are the requests about a policy, the oldest first.
+// ofPolicy are the requests about a policy, the oldest first. Creation has a resolution of one second: within it those that were answered come first, as they were answered.
 func ofPolicy(all []*mesh.RotationRequest, policy mesh.Ref) []*mesh.RotationRequest {
 	out := slices.DeleteFunc(slices.Clone(all), func(r *mesh.RotationRequest) bool { return r.Policy != policy || r.Invalid != "" })
 	slices.SortStableFunc(out, func(a, b *mesh.RotationRequest) int {
 		if c := a.Created.Compare(b.Created); c != 0 {
+			return c
+		}
+		if a.Answered.IsZero() != b.Answered.IsZero() {
+			if a.Answered.IsZero() {
+				return 1
+			}
+			return -1
+		}
+		if c := a.Answered.Compare(b.Answered); c != 0 {
 			return c
 		}
 		return a.Source.Compare(b.Source)

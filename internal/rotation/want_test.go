@@ -138,4 +138,10 @@ func TestOfPolicy(t *testing.T) {
 	if len(got) != 2 || got[0] != early || got[1] != late {
 		t.Errorf("%v", got)
 	}
+	first, second, third := asks(9, adminv2.ActionResume), done(asks(9, adminv2.ActionPause), 0), done(asks(9, adminv2.ActionFence), 0) // all made in one second
+	second.Answered, third.Answered = monday.Add(10*time.Minute), monday.Add(10*time.Minute+time.Microsecond)
+	got = ofPolicy([]*mesh.RotationRequest{third, first, second}, mesh.Ref{Namespace: "gloo-mesh", Name: "p"})
+	if got[0] != second || got[1] != third || got[2] != first {
+		t.Errorf("%v", got)
+	}
 }

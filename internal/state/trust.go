@@ -31,6 +31,9 @@ func rotationRequest(ref mesh.Ref, o *adminv2.RotationRequest, invalid string) *
 		Policy: mesh.Ref{Group: ref.Group, Version: ref.Version, Kind: "RootTrustPolicy", Namespace: ref.Namespace, Name: o.Spec.Policy},
 		By:     o.Annotations[securityv2.AnnotationChangedBy], Invalid: invalid, State: o.Status.State, Root: mesh.Generation(o.Status.Generation),
 	}
+	if o.Status.At != nil {
+		r.Answered = o.Status.At.UTC()
+	}
 	for _, c := range o.Spec.Clusters {
 		r.Clusters = append(r.Clusters, mesh.ClusterName(c))
 	}

@@ -73,9 +73,9 @@ type RotationRequestStatus struct {
 	// By is the user who created it, as the API server authenticated them.
 	// +optional
 	By string `json:"by,omitempty"`
-	// At is when it was taken up or refused.
+	// At is when it was taken up or refused. Requests made in the same second count in this order.
 	// +optional
-	At *metav1.Time `json:"at,omitempty"`
+	At *metav1.MicroTime `json:"at,omitempty"`
 }
 
 // RotationRequest asks something of a rotation: what `meshctl trust rotate|pause|resume|rollback|fence|revoke` creates. Taken up once, and

@@ -253,9 +253,9 @@ func TestMeshctl(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `install --kubecontext mgmt --set glooMgmtServer.serviceType=LoadBalancer
-cluster register a --mgmt-context mgmt --remote-context a
-cluster register b --mgmt-context mgmt --remote-context b
+	want := `install --kubecontext mgmt --set glooMgmtServer.serviceType=LoadBalancer --set featureGates.ConfigDistribution=true
+cluster register a --mgmt-context mgmt --remote-context a --set glooAgent.remoteSecrets.readSecrets=true
+cluster register b --mgmt-context mgmt --remote-context b --set glooAgent.remoteSecrets.readSecrets=true
 `
 	if d := cmp.Diff(want, string(calls)); d != "" {
 		t.Error(d)
