@@ -356,7 +356,7 @@ func TestVaultTLS(t *testing.T) {
 }
 
 // request is one of a cluster, with a key of its own.
-func request(t *testing.T, cluster mesh.ClusterName) (authority.Request, crypto.Signer) {
+func request(t testing.TB, cluster mesh.ClusterName) (authority.Request, crypto.Signer) {
 	t.Helper()
 	key, err := pki.GenerateKey(pki.ECDSAP256)
 	if err != nil {

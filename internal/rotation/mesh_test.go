@@ -34,7 +34,7 @@ const limit = 3 * time.Minute
 
 // testMesh is a Keeper on a real API server, and clusters that do at once what they are told, with keys of their own.
 type testMesh struct {
-	t         *testing.T
+	t         testing.TB
 	client    client.Client
 	namespace string
 	board     *Board
@@ -55,7 +55,7 @@ type testMesh struct {
 }
 
 // newMesh starts a Keeper with clusters that have a label "mesh": the part of their name before '-'.
-func newMesh(t *testing.T, clusters ...mesh.ClusterName) *testMesh {
+func newMesh(t testing.TB, clusters ...mesh.ClusterName) *testMesh {
 	t.Helper()
 	m := &testMesh{
 		t: t, client: kubetest.Client(t, kubetest.Start(t)), policies: map[string]*mesh.RootTrustPolicy{}, signers: map[mesh.ClusterName]mesh.Fingerprint{},
@@ -134,6 +134,7 @@ func (m *testMesh) join(clusters ...mesh.ClusterName) {
 		})
 		m.wg.Go(func() { m.agent(m.ctx, c) })
 	}
+	slices.SortFunc(m.clusters, func(a, b mesh.Cluster) int { return strings.Compare(string(a.Name), string(b.Name)) }) // as a Snapshot has them
 }
 
 // leave deregisters a cluster.

@@ -87,7 +87,7 @@ func load(t *testing.T, from, to string, rate int, while time.Duration) func() r
 	}
 }
 
-// enough connections tell: a recipe that breaks trust loses one in twenty (Test07), while a slow machine makes fewer than it was asked for.
+// enough connections tell: a recipe that breaks trust loses one in twenty (Test09), while a slow machine makes fewer than it was asked for.
 const enough = 1_000
 
 // whole fails the test if a connection was lost, or if there were too few to tell.
@@ -209,6 +209,30 @@ func Test06AClusterThatDropsOutIsWaitedFor(t *testing.T) {
 	})
 }
 
+// Test07ARevokedIntermediateIsOnEveryList: somebody has copied the cacerts of cluster-3. Its serial number is handed out by every istiod, it signs with another one, and nobody notices.
+func Test07ARevokedIntermediateIsOnEveryList(t *testing.T) {
+	until(t, 4*time.Minute, "Steady ACCEPTED 6") // what the scenario before has left
+	serial := `kubectl --context mgmt -n gloo-mesh get kubernetescluster cluster-3 -o jsonpath='{.status.caStatus.intermediate.serial}'`
+	stolen := lab.Run(t, serial)
+	a := load(t, "payments/cluster-3", "billing/cluster-1", 40, 90*time.Second)
+	began := time.Now()
+	if out := lab.Run(t, `meshctl trust revoke cluster-3 --reason "INC-4711: stolen cacerts" --yes --mgmt-context mgmt`); !strings.Contains(out, stolen) {
+		t.Errorf("revoke does not say serial number %s:\n%s", stolen, out)
+	}
+	lists := `for c in cluster-1 cluster-2 cluster-3; do
+  kubectl --context $c -n bookinfo get configmap istio-ca-crl -o jsonpath='{.data.ca-crl\.pem}' 2>/dev/null | openssl crl -noout -text 2>/dev/null | grep -A2 -i "serial number: 0*` + stolen + `" | grep -ci "revocation date" || true
+done | paste -sd' '`
+	lab.Eventually(t, 3*time.Minute, lists, func(out string) bool { return out == "1 1 1" })
+	t.Logf("every istiod hands the list out after %s", time.Since(began).Round(time.Second))
+	states := `kubectl --context mgmt -n gloo-mesh get kubernetesclusters -o jsonpath='{.items[*].status.caStatus.revocation.state}'`
+	lab.Eventually(t, 2*time.Minute, states, func(out string) bool { return out == "InForce InForce InForce" })
+	until(t, 2*time.Minute, "Steady ACCEPTED 6")
+	if now := lab.Run(t, serial); now == "" || now == stolen {
+		t.Errorf("cluster-3 signs with %q, which is revoked", now)
+	}
+	a().whole(t)
+}
+
 // naive is the recipe of the page's manual column: everybody gets the new root and an intermediate under it at once.
 const naive = `
 openssl req -x509 -newkey rsa:2048 -nodes -keyout root-key.pem -out root-cert.pem -days 365 -subj "/O=naive/CN=Root CA" 2>/dev/null
@@ -221,8 +245,8 @@ for c in cluster-1 cluster-2 cluster-3; do
   kubectl --context $c -n istio-system rollout restart deploy/istiod-gloo >/dev/null
 done`
 
-// Test07FromAGeneratedRootToVault is the page's "With Vault as the upstream root of trust", word for word but for the server's name; and then with the path that Vault has.
-func Test07FromAGeneratedRootToVault(t *testing.T) {
+// Test08FromAGeneratedRootToVault is the page's "With Vault as the upstream root of trust", word for word but for the server's name; and then with the path that Vault has.
+func Test08FromAGeneratedRootToVault(t *testing.T) {
 	lab.Eventually(t, 4*time.Minute, stands, func(out string) bool { return strings.HasPrefix(out, "Steady ACCEPTED ") }) // what the scenario before has left
 	startVault(t)
 	a := load(t, "payments/cluster-1", "billing/cluster-2", 60, 75*time.Second)
@@ -246,8 +270,8 @@ func Test07FromAGeneratedRootToVault(t *testing.T) {
 	}
 }
 
-// Test08TheManualRecipeLosesConnections shows that the measurement above can see a broken handshake. It is the last: what it leaves is of no use.
-func Test08TheManualRecipeLosesConnections(t *testing.T) {
+// Test09TheManualRecipeLosesConnections shows that the measurement above can see a broken handshake. It is the last: what it leaves is of no use.
+func Test09TheManualRecipeLosesConnections(t *testing.T) {
 	lab.Run(t, `kubectl --context mgmt -n gloo-mesh delete roottrustpolicy root-trust-policy`)
 	a := load(t, "payments/cluster-1", "billing/cluster-2", 100, 60*time.Second)
 	lab.Run(t, naive)
