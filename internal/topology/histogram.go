@@ -47,38 +47,39 @@ func (h *Histogram) Quantile(q float64) (out Quantile, ok bool) {
 	if total <= 0 {
 		return out, false
 	}
-	rank, seen, bounds := q*total, 0.0, Bounds()
+	rank, seen := q*total, 0.0
 	for i, n := range h.Buckets {
 		if n == 0 || seen+n < rank {
 			seen += n
 			continue
 		}
-		if i > 0 {
-			out.Low = bounds[i-1]
+		out = bucket(i)
+		if out.High > 0 {
+			out.Value = out.Low + (out.High-out.Low)*(rank-seen)/n
 		}
-		if i == NumBuckets-1 {
-			out.Value = out.Low
-			return out, true
-		}
-		out.High = bounds[i]
-		out.Value = out.Low + (out.High-out.Low)*(rank-seen)/n
 		return out, true
 	}
 	// Rounding left rank above what was seen: the last bucket that holds anything.
 	for i := NumBuckets - 1; i >= 0; i-- {
-		if h.Buckets[i] == 0 {
-			continue
+		if h.Buckets[i] > 0 {
+			out = bucket(i)
+			out.Value = max(out.Low, out.High)
+			return out, true
 		}
-		if i > 0 {
-			out.Low = bounds[i-1]
-		}
-		out.Value = out.Low
-		if i < NumBuckets-1 {
-			out.High, out.Value = bounds[i], bounds[i]
-		}
-		return out, true
 	}
 	return out, false
+}
+
+// bucket is the bounds of a bucket, with the lower one as value.
+func bucket(i int) (q Quantile) {
+	below := 0.0
+	for j, b := range Bounds() {
+		if j == i {
+			return Quantile{Value: below, Low: below, High: b}
+		}
+		below = b
+	}
+	return Quantile{Value: below, Low: below}
 }
 
 // latency describes h as seen by one reporter; nil for an empty one.

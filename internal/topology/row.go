@@ -11,14 +11,12 @@ import (
 
 // edge makes the row's edge. Each number comes from one witness: rates and server time from the server's side (waypoint, then destination), else from the
 // client's; failures from the client's side, since a refused call reaches no server. Witnesses are never summed.
-func (t *Table) edge(row *rowOf, stale map[mesh.ClusterName]bool) Edge {
-	sortRaws(row.sources)
-	sortRaws(row.servers)
+func (t *Table) edge(row *rowOf, stale map[mesh.ClusterName]bool, e *Edge) {
 	all := slices.Concat(row.servers, row.sources)
-	e := Edge{Key: row.key, Protocol: "tcp", Inferred: row.inferred, Candidates: row.candidates, Rows: 1, Stale: true}
+	*e = Edge{Key: row.key, Protocol: "tcp", Inferred: row.inferred, Candidates: row.candidates, Rows: 1, Stale: true, Sources: make([]Source, 0, len(all))}
 	for _, r := range all {
 		src := Source{By: r.by, Cluster: r.cluster.state.Name, At: r.heard, Stale: stale[r.cluster.state.Name]}
-		e.Sources = append(e.Sources, src)
+		e.Sources = addSource(e.Sources, src)
 		e.Stale = e.Stale && src.Stale
 		e.FirstSeen = earliest(e.FirstSeen, r.first)
 		e.LastSeen = latest(e.LastSeen, r.last)
@@ -29,10 +27,9 @@ func (t *Table) edge(row *rowOf, stale map[mesh.ClusterName]bool) Edge {
 			e.Protocol = r.protocol
 		}
 	}
-	e.Sources = compactSources(e.Sources)
 	slices.Sort(e.FromPrincipals)
 	slices.Sort(e.ToPrincipals)
-	t.rates(&e, row, all)
+	e.rates(row, all)
 	e.Server = latencyOf(row, row.servers)
 	e.Client = latencyOf(row, row.sources)
 	e.Failures, e.Denied = failuresOf(row)
@@ -40,12 +37,11 @@ func (t *Table) edge(row *rowOf, stale map[mesh.ClusterName]bool) Edge {
 	if e.Denied > 0 && t.cfg.Decide != nil {
 		e.Decision = t.cfg.Decide(e.Key, e.FromPrincipals)
 	}
-	return e
 }
 
 // rates takes requests from the first kind of witness that has any, and connections from the first that has those. Several of one kind are principals of
 // one edge, or replicas' sums, and do add up.
-func (t *Table) rates(e *Edge, row *rowOf, all []*raw) {
+func (e *Edge) rates(row *rowOf, all []*raw) {
 	var l7, l4 Reporter
 	for _, r := range all {
 		if row.shared[r] > 1 {
@@ -155,24 +151,35 @@ func latencyOf(row *rowOf, rs []*raw) *Latency {
 // failuresOf takes, per flag, the larger of what either side counted. A connection that the server's ztunnel denied shows at the client as one that could
 // not be made (CONNECT): those are the same connections and count as denied only.
 func failuresOf(row *rowOf) (out []Failure, denied float64) {
-	client, server := sideFailures(row, row.sources), sideFailures(row, row.servers)
-	if d := server[FlagDeny]; d > 0 && client[FlagDeny] == 0 {
-		client["CONNECT"] = math.Max(0, client["CONNECT"]-d)
-	}
-	for flag, n := range server {
-		client[flag] = math.Max(client[flag], n)
-	}
-	for flag, n := range client {
-		if n > 0 {
-			out = append(out, Failure{flag, n})
+	out = sideFailures(row, row.sources)
+	servers := sideFailures(row, row.servers)
+	if denied = failureRate(servers, FlagDeny); denied > 0 && failureRate(out, FlagDeny) == 0 {
+		for i := range out {
+			if out[i].Flag == "CONNECT" {
+				out[i].Rate -= denied
+			}
 		}
 	}
+	for _, f := range servers {
+		if more := f.Rate - failureRate(out, f.Flag); more > 0 {
+			out = addFailure(out, f.Flag, more)
+		}
+	}
+	out = slices.DeleteFunc(out, func(f Failure) bool { return f.Rate <= 0 })
 	slices.SortFunc(out, func(a, b Failure) int { return cmp.Or(cmp.Compare(b.Rate, a.Rate), cmp.Compare(a.Flag, b.Flag)) })
-	return out, client[FlagDeny]
+	return out, failureRate(out, FlagDeny)
 }
 
-func sideFailures(row *rowOf, rs []*raw) map[string]float64 {
-	out := map[string]float64{}
+func failureRate(fs []Failure, flag string) float64 {
+	for _, f := range fs {
+		if f.Flag == flag {
+			return f.Rate
+		}
+	}
+	return 0
+}
+
+func sideFailures(row *rowOf, rs []*raw) (out []Failure) {
 	for _, r := range rs {
 		span := r.cluster.window().Seconds()
 		if span <= 0 || row.shared[r] > 1 {
@@ -184,7 +191,7 @@ func sideFailures(row *rowOf, rs []*raw) map[string]float64 {
 				continue
 			}
 			for _, f := range s.failures {
-				out[f.Flag] += f.Rate / span
+				out = addFailure(out, f.Flag, f.Rate/span)
 			}
 		}
 	}
@@ -244,16 +251,13 @@ func addPrincipal(in []Principal, p Principal) []Principal {
 	return append(in, p)
 }
 
-// compactSources keeps the newest of each (reporter, cluster).
-func compactSources(in []Source) []Source {
-	out := in[:0:0]
-	for _, s := range in {
-		i := slices.IndexFunc(out, func(o Source) bool { return o.By == s.By && o.Cluster == s.Cluster })
-		if i < 0 {
-			out = append(out, s)
-		} else if s.At.After(out[i].At) {
-			out[i].At = s.At
+// addSource keeps the newest of each (reporter, cluster).
+func addSource(in []Source, s Source) []Source {
+	for i := range in {
+		if in[i].By == s.By && in[i].Cluster == s.Cluster {
+			in[i].At = latest(in[i].At, s.At)
+			return in
 		}
 	}
-	return out
+	return append(in, s)
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -106,14 +107,15 @@ func (t *Table) current(now time.Time) *frame {
 		l := &f.links[i]
 		rtt[Key{Party{Cluster: l.From}, Party{Cluster: l.To}}] = l.RTT
 	}
-	rows := stitch(t.clusters)
-	f.rows = make([]Edge, 0, len(rows))
-	for _, row := range rows {
-		e := t.edge(row, stale)
-		e.split(rtt[Key{e.From.At(LevelCluster), e.To.At(LevelCluster)}])
-		f.rows = append(f.rows, e)
+	if t.stitched == nil {
+		t.stitched = slices.SortedFunc(maps.Values(stitch(t.clusters)), func(a, b *rowOf) int { return compareKeys(a.key, b.key) })
 	}
-	slices.SortFunc(f.rows, func(a, b Edge) int { return compareKeys(a.Key, b.Key) })
+	f.rows = make([]Edge, len(t.stitched))
+	for i, row := range t.stitched {
+		e := &f.rows[i]
+		t.edge(row, stale, e)
+		e.split(rtt[Key{e.From.At(LevelCluster), e.To.At(LevelCluster)}])
+	}
 	t.layouts.learn(f.rows, f.clusters)
 	t.frame = f
 	return f

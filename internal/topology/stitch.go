@@ -43,6 +43,10 @@ func stitch(clusters map[mesh.ClusterName]*cluster) map[Key]*rowOf {
 	for _, sides := range s.open {
 		s.join(sides[0], sides[1])
 	}
+	for _, row := range s.rows {
+		sortRaws(row.sources)
+		sortRaws(row.servers)
+	}
 	return s.rows
 }
 
@@ -181,13 +185,25 @@ func (s *stitcher) add(k Key, r *raw) *rowOf {
 
 // rank orders witnesses: the server's side first, where L7 is seen before where it is not.
 func rank(by Reporter) int {
-	return slices.Index([]Reporter{ByWaypoint, ByDestination, BySource, BySpans}, by)
+	switch by {
+	case ByWaypoint:
+		return 0
+	case ByDestination:
+		return 1
+	case BySource:
+		return 2
+	default:
+		return 3
+	}
 }
 
 // sortRaws makes the choice among witnesses independent of the order of maps.
 func sortRaws(rs []*raw) {
+	if len(rs) < 2 {
+		return
+	}
 	slices.SortFunc(rs, func(a, b *raw) int {
 		return cmp.Or(cmp.Compare(rank(a.by), rank(b.by)), cmp.Compare(a.cluster.state.Name, b.cluster.state.Name), cmp.Compare(a.client, b.client),
-			cmp.Compare(a.from.ID(), b.from.ID()), cmp.Compare(a.to.ID(), b.to.ID()))
+			compareParties(a.from, b.from), compareParties(a.to, b.to))
 	})
 }

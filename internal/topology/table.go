@@ -48,6 +48,7 @@ type Table struct {
 	generation uint64
 	changed    chan struct{} // closed by the next change
 	frame      *frame        // of the current generation, or nil
+	stitched   []*rowOf      // sorted; nil after a new or forgotten edge
 	history    history
 	layouts    layouts
 }
@@ -146,7 +147,9 @@ func (t *Table) Apply(r *Report, now time.Time) error {
 		}
 		ps.slots[c.n%rateSlots] = probeSlot{n: c.n, at: r.To, r: p}
 	}
-	c.expire(r.To)
+	if c.expire(r.To) {
+		t.stitched = nil
+	}
 	t.touch()
 	t.record(now)
 	return nil
@@ -200,6 +203,7 @@ func (t *Table) observe(c *cluster, o *Observation, at time.Time) {
 		}
 		r = &raw{rawKey: k, cluster: c, first: at}
 		c.raws[k] = r
+		t.stitched = nil
 	}
 	r.heard, r.protocol = at, o.Protocol
 	if p := o.To.Principal; p != "" {
@@ -307,13 +311,15 @@ func (o *Observation) finite() bool {
 }
 
 // expire forgets edges that had no traffic for IdleAfter by the reporter's own time: a cluster that is silent keeps all it had.
-func (c *cluster) expire(at time.Time) {
+func (c *cluster) expire(at time.Time) (gone bool) {
 	for k, r := range c.raws {
 		if at.Sub(r.last) > IdleAfter {
 			delete(c.raws, k)
+			gone = true
 		}
 	}
 	c.state.Edges = len(c.raws)
+	return gone
 }
 
 // Forget drops a cluster that was deregistered.
@@ -322,6 +328,7 @@ func (t *Table) Forget(name mesh.ClusterName) {
 	defer t.mu.Unlock()
 	if _, ok := t.clusters[name]; ok {
 		delete(t.clusters, name)
+		t.stitched = nil
 		t.touch()
 	}
 }

@@ -18,7 +18,7 @@ func (f *frame) choose(q Query) ([]*Edge, error) {
 	rows := make([]*Edge, 0, len(f.rows))
 	for i := range f.rows {
 		e := &f.rows[i]
-		if q.See != nil && !(q.See(e.From) && q.See(e.To)) || !q.inScope(e.From) && !q.inScope(e.To) {
+		if q.See != nil && (!q.See(e.From) || !q.See(e.To)) || !q.inScope(e.From) && !q.inScope(e.To) {
 			continue
 		}
 		rows = append(rows, e)
@@ -131,7 +131,9 @@ func (g *sum) add(e *Edge) {
 			g.Candidates = append(g.Candidates, c)
 		}
 	}
-	g.Sources = compactSources(append(g.Sources, e.Sources...))
+	for _, src := range e.Sources {
+		g.Sources = addSource(g.Sources, src)
+	}
 	if g.Decision == nil {
 		g.Decision = e.Decision
 	}
