@@ -55,7 +55,7 @@ func Expiries(inputs map[string]trust.Input, status func(mesh.ClusterName) *admi
 			c := st.Intermediate
 			e := Expiry{Kind: KindIntermediate, Cluster: name, Policy: policy, Subject: c.Subject, Fingerprint: c.Fingerprint, NotBefore: c.NotBefore.Time, NotAfter: c.NotAfter.Time}
 			if st.Owner == mesh.OwnerValue {
-				e.RenewAt = mesh.RenewAt(e.NotBefore, e.NotAfter, cmp.Or(in.Want.RenewRatio, 0.5), 0)
+				e.RenewAt = mesh.RenewAt(e.NotBefore, e.NotAfter, cmp.Or(in.Want.RenewRatio, 0.5), mesh.DefaultLeafTTL)
 				e.Refusal = strings.Join(st.Problems, "; ")
 			}
 			out = append(out, e)

@@ -121,6 +121,9 @@ func (w *work) order(name mesh.ClusterName, m *Member, id string) mesh.Intermedi
 		o.Algorithm = i.Algorithm
 	}
 	o.Chain = i.Chain
+	if root != nil {
+		o.Root = pemOf(root.Certificate)
+	}
 	if k := w.kept[name]; k != nil && k.Taken == id {
 		o.Take = k.Take
 	}

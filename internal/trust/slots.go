@@ -11,7 +11,7 @@ import (
 
 const (
 	defaultTTL   = 365 * 24 * time.Hour
-	defaultLeaf  = 24 * time.Hour      // SECRET_TTL of ztunnel and of proxies
+	defaultLeaf  = mesh.DefaultLeafTTL
 	defaultMax   = 90 * 24 * time.Hour // MAX_WORKLOAD_CERT_TTL of istiod
 	defaultRatio = 0.5
 )
@@ -96,30 +96,18 @@ func (w *work) due(name mesh.ClusterName, id string, i Issued) bool {
 	return !w.now.Before(w.renewAt(name, id, i))
 }
 
-// renewAt is when renewal begins: when RenewRatio of the lifetime is left, up to a tenth of the time before that earlier, by a hash of the names, so that a fleet made at once is not
-// renewed at once. Leaves must not outlive their issuer (istio#59768, before 1.30): two longest leaves before the end at the latest, but never before half of a short life.
+// renewAt is when renewal begins: at mesh.RenewAt, or up to a tenth of the time before that earlier, by a hash of the names, so that a fleet made at once is not renewed at once.
 func (w *work) renewAt(name mesh.ClusterName, id string, i Issued) time.Time {
 	ratio := w.want.RenewRatio
 	if ratio <= 0 || ratio >= 1 {
 		ratio = defaultRatio
 	}
 	ratio = min(max(ratio, 0.02), 0.9)
-	life := i.NotAfter.Sub(i.NotBefore)
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(string(name) + "/" + id))
 	early := float64(h.Sum32()%1000) / 1000 / 10
-	at := i.NotBefore.Add(time.Duration(float64(life) * (1 - ratio) * (1 - early)))
-	latest := i.NotAfter.Add(-2 * defaultLeaf)
-	if half := i.NotBefore.Add(life / 2); latest.Before(half) {
-		latest = half
-		if at.After(half) {
-			latest = at
-		}
-	}
-	if at.After(latest) {
-		return latest
-	}
-	return at
+	at := mesh.RenewAt(i.NotBefore, i.NotAfter, ratio, mesh.DefaultLeafTTL)
+	return at.Add(-time.Duration(early * float64(at.Sub(i.NotBefore))))
 }
 
 // unused reports whether every istiod was seen to sign with something else than slot id, under the last directive.
