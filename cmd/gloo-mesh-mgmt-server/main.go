@@ -105,7 +105,8 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	f.DurationVar(&cfg.RemoteSecrets.RotateEvery, "remote-secret-rotate-every", 0, "when the next token is made, less up to a tenth; at most half of the lifetime (default 0.4 of it)")
 	f.BoolVar(&cfg.ConfigDistribution, "config-distribution", false, "keep an istio-remote Gateway for each cluster's east-west gateway in every other cluster (featureGates.ConfigDistribution)")
 	f.StringVar(&cfg.AuditFile, "audit-file", cfg.AuditFile, "file of the audit log (SQLite), in a folder that lasts; empty: the log goes to standard output and is not kept")
-	f.BoolVar(&cfg.AuditMirror, "audit-mirror", cfg.AuditMirror, "write audit records to standard output besides --audit-file")
+	f.StringVar(&cfg.AuditPostgres, "audit-postgres", cfg.AuditPostgres, "file with the connection string of a PostgreSQL database of its own for the audit log, instead of --audit-file; any number of replicas")
+	f.BoolVar(&cfg.AuditMirror, "audit-mirror", cfg.AuditMirror, "write audit records to standard output besides --audit-file or --audit-postgres")
 	f.TextVar(&level, "log-level", level, "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or text")
 	return c

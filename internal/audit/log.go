@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -20,7 +21,7 @@ const (
 	maxWaiting = 4096
 	// commitTimeout is how long one commit may take.
 	commitTimeout = 10 * time.Second
-	// tries bounds how often a commit is made again because another server was first.
+	// tries bounds how often a commit is made again because another server was first: for a moment, when leaders change, there are two.
 	tries = 10
 )
 
@@ -198,7 +199,10 @@ func (l *Log) commit(ctx context.Context, records []Record) error {
 		records[i] = Clean(records[i])
 	}
 	var err error
-	for range tries {
+	for n := range tries {
+		if n > 0 {
+			time.Sleep(rand.N(time.Duration(n) * 5 * time.Millisecond)) //nolint:gosec // no secret
+		}
 		if l.size < 0 {
 			if err = l.load(ctx); err != nil {
 				return err

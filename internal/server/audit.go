@@ -1,8 +1,12 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"io"
+	"os"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -11,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ambitmesh.dev/ambit/internal/audit"
+	"ambitmesh.dev/ambit/internal/audit/postgres"
 	"ambitmesh.dev/ambit/internal/audit/sqlite"
 	"ambitmesh.dev/ambit/internal/relay"
 )
@@ -27,7 +32,7 @@ const recordTimeout = 5 * time.Second
 
 func (s *server) newAudit() *audit.Log {
 	c := audit.Config{Log: s.log.With("stage", "audit")}
-	if s.cfg.AuditFile == "" {
+	if s.cfg.AuditFile == "" && s.cfg.AuditPostgres == "" {
 		c.Open = func(context.Context) (audit.Store, audit.Key, error) {
 			key, err := audit.NewKey(s.auditName())
 			return audit.NewLines(s.cfg.Audit), key, err
@@ -57,40 +62,72 @@ func (s *server) startAudit(ctx context.Context) (stop func()) {
 
 func (s *server) auditName() string { return string(s.cfg.clientName()) }
 
-// openAudit opens the file and reads the key; a log that is new gets a new key, so that a lost log and its successor are never taken for one.
+// closingStore is a Store that can be closed.
+type closingStore interface {
+	audit.Store
+	io.Closer
+}
+
+func (s *server) openStore(ctx context.Context) (closingStore, error) {
+	if s.cfg.AuditPostgres == "" {
+		return sqlite.Open(ctx, s.cfg.AuditFile)
+	}
+	connection, err := os.ReadFile(s.cfg.AuditPostgres) // each time: it may have been changed
+	if err != nil {
+		return nil, fmt.Errorf("audit store: the connection string of PostgreSQL: %w", err)
+	}
+	return postgres.Open(ctx, strings.TrimSpace(string(connection)))
+}
+
+// auditPlace is where the log is, for people.
+func (s *server) auditPlace() string {
+	return cmp.Or(s.cfg.AuditPostgres, s.cfg.AuditFile)
+}
+
+// openAudit opens the store and reads the key; a log that is new gets a new key, so that a lost log and its successor are never taken for one. Replicas that share a store do so one by one.
 func (s *server) openAudit(ctx context.Context) (audit.Store, audit.Key, error) {
-	store, err := sqlite.Open(ctx, s.cfg.AuditFile)
+	store, err := s.openStore(ctx)
 	if err != nil {
 		return nil, audit.Key{}, err
 	}
+	var key audit.Key
 	size, _, err := store.Head(ctx)
 	if err == nil {
-		var key audit.Key
-		if key, err = s.auditLogKey(ctx, size); err == nil {
-			return store, key, nil
+		begin := func(begun bool) error {
+			var err error
+			key, err = s.auditLogKey(ctx, size, begun || size > 0)
+			return err
+		}
+		if shared, ok := store.(*postgres.Store); ok {
+			err = shared.Begin(ctx, begin)
+		} else {
+			err = begin(false)
 		}
 	}
-	_ = store.Close()
-	return nil, audit.Key{}, err
+	if err != nil {
+		_ = store.Close()
+		return nil, audit.Key{}, err
+	}
+	return store, key, nil
 }
 
-func (s *server) auditLogKey(ctx context.Context, size int64) (audit.Key, error) {
+func (s *server) auditLogKey(ctx context.Context, size int64, begun bool) (audit.Key, error) {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: s.cfg.Namespace, Name: auditSecret}}
 	err := s.api.Get(ctx, client.ObjectKeyFromObject(secret), secret)
 	switch {
 	case err != nil && !apierrors.IsNotFound(err):
 		return audit.Key{}, fmt.Errorf("read Secret %s/%s: %w", s.cfg.Namespace, auditSecret, err)
-	case err == nil && size > 0:
+	case err == nil && begun:
 		return audit.Key{Secret: string(secret.Data[auditKey]), Public: string(secret.Data[auditPublicKey])}, nil
-	case err != nil && size > 0:
-		return audit.Key{}, fmt.Errorf("the log %s has %d records and Secret %s/%s, which has its key, is gone: put it back from a backup, or move the file away to begin a new log", s.cfg.AuditFile, size, s.cfg.Namespace, auditSecret)
+	case err != nil && begun:
+		return audit.Key{}, fmt.Errorf("the log %s has %d records and Secret %s/%s, which has its key, is gone: put it back from a backup, or move the file away (or give it an empty database) to begin a new log", s.auditPlace(), size, s.cfg.Namespace, auditSecret)
 	}
 	key, newErr := audit.NewKey(s.auditName())
 	if newErr != nil {
 		return key, newErr
 	}
 	if before := string(secret.Data[auditPublicKey]); before != "" {
-		s.log.Warn("the audit log is empty and had a key: it was lost, or is new; it gets a new key", "file", s.cfg.AuditFile, "before", before)
+		s.log.Warn("the audit log is empty and had a key: it was lost, or is new; it gets a new key", "log", s.auditPlace(), "before", before)
 	}
 	secret.Data = map[string][]byte{auditKey: []byte(key.Secret), auditPublicKey: []byte(key.Public)}
 	if apierrors.IsNotFound(err) {

@@ -3,10 +3,13 @@ package server
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"ambitmesh.dev/ambit/internal/audit"
+	"ambitmesh.dev/ambit/test/postgrestest"
 )
 
 // What enrols is on record, the log outlives its server, says who asked, proves itself, and a lost log is not taken for its successor.
@@ -85,5 +89,56 @@ func TestAuditLogOutlivesItsServer(t *testing.T) {
 	})
 	if _, other := verified(r); other == key {
 		t.Error("a new log signs with the key of the lost one")
+	}
+}
+
+// Replicas that share a log in PostgreSQL, all beginning at once with an empty database, sign with one key, and each goes on from what the others have written.
+func TestReplicasShareALog(t *testing.T) {
+	rc, c, ns := setup(t)
+	connection := filepath.Join(t.TempDir(), "url")
+	if err := os.WriteFile(connection, []byte(postgrestest.Start(t).URL+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := config(t, rc, ns)
+	cfg.AuditPostgres = connection
+	const replicas, each = 4, 5
+	logs := make([]*audit.Log, replicas)
+	for i := range logs {
+		s := &server{cfg: &cfg, api: c, log: slog.New(slog.DiscardHandler)}
+		s.audit = s.newAudit()
+		logs[i] = s.audit
+		t.Cleanup(s.startAudit(t.Context()))
+	}
+	var wg sync.WaitGroup
+	for i, l := range logs {
+		wg.Go(func() {
+			for n := range each {
+				var err error
+				for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) { // two that begin at once: one may have to try again
+					if err = l.Append(t.Context(), audit.Record{Act: audit.Admitted, User: fmt.Sprintf("replica-%d-%d", i, n)}); err == nil {
+						break
+					}
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var secret corev1.Secret
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: auditSecret}, &secret); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if _, err := logs[0].ExportJSONL(t.Context(), &out, audit.Query{}, ""); err != nil {
+		t.Fatal(err)
+	}
+	users := map[string]bool{}
+	if _, err := audit.Verify(&out, string(secret.Data[auditPublicKey]), func(r audit.Record) error { users[r.User] = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(users) != replicas*each {
+		t.Errorf("%d of %d records", len(users), replicas*each)
 	}
 }

@@ -54,6 +54,8 @@ type Config struct {
 	// ConfigDistribution keeps a peer of each cluster in every other one (featureGates.ConfigDistribution).
 	ConfigDistribution bool
 
+	// AuditPostgres is a file with the connection string of the PostgreSQL database that keeps the audit log; empty: AuditFile does.
+	AuditPostgres string
 	// AuditFile keeps the audit log (SQLite); empty: it is written to Audit and not kept.
 	AuditFile string
 	// AuditMirror writes records to Audit, besides the file.

@@ -75,9 +75,10 @@ seccompProfile: { type: RuntimeDefault }
 {{- define "gloo-platform.auditStore" -}}
 {{- $audit := include "gloo-platform.map" .audit | fromYaml }}
 {{- $replicas := .replicas | default 1 | int }}
-{{- $store := $audit.store | default (eq $replicas 1 | ternary "sqlite" "stdout") }}
-{{- if not (has $store (list "sqlite" "stdout")) }}{{ fail (printf "glooMgmtServer.audit.store %q: want sqlite or stdout" $store) }}{{ end }}
-{{- if and (eq $store "sqlite") (gt $replicas 1) }}{{ fail "glooMgmtServer.audit.store sqlite is one file with one writer: set glooMgmtServer.replicas to 1, or audit.store to stdout" }}{{ end }}
+{{- $postgres := include "gloo-platform.map" $audit.postgres | fromYaml }}
+{{- $store := $audit.store | default ($postgres.secretName | empty | not | ternary "postgres" (eq $replicas 1 | ternary "sqlite" "stdout")) }}
+{{- if not (has $store (list "sqlite" "postgres" "stdout")) }}{{ fail (printf "glooMgmtServer.audit.store %q: want sqlite, postgres or stdout" $store) }}{{ end }}
+{{- if and (eq $store "sqlite") (gt $replicas 1) }}{{ fail "glooMgmtServer.audit.store sqlite is one file with one writer: set glooMgmtServer.replicas to 1, or audit.store to postgres or stdout" }}{{ end }}
 {{- $store }}
 {{- end }}
 

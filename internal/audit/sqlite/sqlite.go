@@ -12,12 +12,12 @@ import (
 	"fmt"
 	"iter"
 	"net/url"
-	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
 	_ "modernc.org/sqlite" // the driver
 
 	"ambitmesh.dev/ambit/internal/audit"
+	"ambitmesh.dev/ambit/internal/audit/sqltext"
 )
 
 // schema is what an empty file gets. user_version tells its version.
@@ -179,7 +179,7 @@ func (s *Store) Hashes(ctx context.Context, indexes []int64) ([]tlog.Hash, error
 
 // Records implements audit.Store.
 func (s *Store) Records(ctx context.Context, q audit.Query) iter.Seq2[audit.Row, error] {
-	statement, args := selection(q)
+	statement, args := sqltext.Select(q, func(int) string { return "?" })
 	return func(yield func(audit.Row, error) bool) {
 		rows, err := s.read.QueryContext(ctx, statement, args...)
 		if err != nil {
@@ -201,51 +201,4 @@ func (s *Store) Records(ctx context.Context, q audit.Query) iter.Seq2[audit.Row,
 			yield(audit.Row{}, err)
 		}
 	}
-}
-
-func selection(q audit.Query) (string, []any) {
-	var where []string
-	var args []any
-	add := func(condition string, values ...any) {
-		where, args = append(where, condition), append(args, values...)
-	}
-	from, to := q.Times()
-	for _, c := range []struct{ condition, value string }{
-		{"at >= ?", from},
-		{"at < ?", to},
-		{"act = ?", string(q.Act)},
-		{"user = ?", q.User},
-		{"cluster = ?", q.Cluster},
-		{"object = ?", q.Object},
-		{"policy = ?", q.Policy},
-	} {
-		if c.value != "" {
-			add(c.condition, c.value)
-		}
-	}
-	if q.Object != "" { // the index is on the name
-		add("name = ?", q.Object[strings.Index(q.Object, "/")+1:])
-	}
-	if q.Name != "" {
-		add("n IN (SELECT n FROM records WHERE name = ? UNION SELECT n FROM records WHERE cluster = ?)", q.Name, q.Name)
-	}
-	if q.After > 0 {
-		add("n >= ?", q.After)
-	}
-	if q.Before > 0 {
-		add("n < ?", q.Before)
-	}
-	statement := "SELECT n, data FROM records"
-	if len(where) > 0 {
-		statement += " WHERE " + strings.Join(where, " AND ")
-	}
-	statement += " ORDER BY n"
-	if q.Last {
-		statement += " DESC"
-	}
-	if q.Limit > 0 {
-		statement += " LIMIT ?"
-		args = append(args, q.Limit)
-	}
-	return statement, args
 }
