@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -224,10 +225,10 @@ func (s *Store) Search(ctx context.Context, q Query) ([]Summary, error) {
 	if limit < 0 || limit > maxLimit {
 		return nil, fmt.Errorf("search traces: limit %d: at most %d", q.Limit, maxLimit)
 	}
-	rows, err := s.read.QueryContext(ctx, //nolint:gosec // where holds conditions of ours, values are arguments
-		`SELECT id, start, finish, root, service, name, spans, errors,
+	query := `SELECT id, start, finish, root, service, name, spans, errors,
 		(SELECT group_concat(cluster || char(9) || service, char(10)) FROM (SELECT DISTINCT cluster, service FROM part WHERE trace = id LIMIT 100))
-		FROM trace`+where+` ORDER BY start DESC LIMIT `+fmt.Sprint(limit), args...)
+		FROM trace` + where + ` ORDER BY start DESC LIMIT ` + strconv.Itoa(limit) // where holds conditions of ours; values are arguments
+	rows, err := s.read.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("search traces: %w", err)
 	}
@@ -363,8 +364,8 @@ func (s *Store) drop(ctx context.Context, before int64) (int, error) {
 	}
 	defer tx.Rollback() //nolint:errcheck // after Commit there is nothing to roll back
 	for _, table := range []string{"record", "part"} {
-		if _, err := tx.ExecContext(ctx, //nolint:gosec // one of two names above
-			`DELETE FROM `+table+` WHERE trace IN (SELECT id FROM trace WHERE at < ?)`, before); err != nil {
+		if _, err := tx.ExecContext(ctx,
+			`DELETE FROM `+table+` WHERE trace IN (SELECT id FROM trace WHERE at < ?)`, before); err != nil { //nolint:gosec // one of two names above
 			return 0, fmt.Errorf("trace store: prune: %w", err)
 		}
 	}
