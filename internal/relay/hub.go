@@ -43,6 +43,9 @@ type HubConfig struct {
 	MaxSessions      int           // default 5,000
 	MaxStrangers     int           // connections without an admitted session; default 1,024
 	Inventory        synclog.Limits
+	// OnTelemetry gets what an agent saw, inflated, with the cluster of its certificate. It is called from the session's reading half, in order, and must
+	// return soon; it may be called again with what it had before the session was lost. nil: telemetry is acknowledged and dropped.
+	OnTelemetry func(t TelemetryBatch)
 }
 
 const (

@@ -12,7 +12,7 @@ import (
 
 // counters are what can't be read off the sessions.
 type counters struct {
-	handshakeFailures, turnedAway, renewals, enrolled, notEnrolled atomic.Int64
+	handshakeFailures, turnedAway, renewals, enrolled, notEnrolled, telemetry, telemetryBad atomic.Int64
 
 	mu       *sync.Mutex
 	refusals map[relayv1.Goodbye_Reason]int64
@@ -42,6 +42,7 @@ type collector struct {
 	pushConnected, pullConnected, warm, lag              *prometheus.Desc
 	offset, roundTrip, heartbeat, certificate, strangers *prometheus.Desc
 	refusals, enrolments, renewals, handshakes, turned   *prometheus.Desc
+	telemetry                                            *prometheus.Desc
 }
 
 // Collector gives the relay's metrics, for the composition root to register. The relay_push_* and relay_pull_* names are the
@@ -69,6 +70,7 @@ func (h *Hub) Collector() prometheus.Collector {
 		renewals:      all("relay_renewals_total", "Client certificates renewed."),
 		handshakes:    all("relay_handshake_failures_total", "TLS handshakes that failed."),
 		turned:        all("relay_connections_turned_away_total", "Connections closed because there were too many without a session."),
+		telemetry:     all("relay_telemetry_batches_total", "Batches of telemetry received.", "readable"),
 	}
 }
 
@@ -105,6 +107,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	count(c.turned, n.turnedAway.Load())
 	count(c.enrolments, n.enrolled.Load(), strconv.FormatBool(true))
 	count(c.enrolments, n.notEnrolled.Load(), strconv.FormatBool(false))
+	count(c.telemetry, n.telemetry.Load(), strconv.FormatBool(true))
+	count(c.telemetry, n.telemetryBad.Load(), strconv.FormatBool(false))
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for r, v := range n.refusals {

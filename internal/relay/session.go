@@ -19,6 +19,7 @@ const (
 	outHeartbeat = iota
 	outAck
 	outTrust
+	outTelemetryAck
 	outKinds
 )
 
@@ -33,6 +34,7 @@ type session struct {
 	pump     *pump
 	out      *outbox[*relayv1.ServerMessage]
 	chunks   uint64 // of inventory received
+	parts    telemetryParts
 
 	once     sync.Once
 	ended    chan struct{} // closed by end
@@ -327,6 +329,8 @@ func (s *session) handle(m *relayv1.AgentMessage, now time.Time) *Refusal {
 		if id, _ := s.conn.identity(); now.After(id.NotAfter) {
 			return Refuse(relayv1.Goodbye_BAD_CERTIFICATE, "the client certificate of %q expired during the session, at %s, and was not renewed", s.cluster.name, id.NotAfter.UTC().Format(time.RFC3339))
 		}
+	case *relayv1.AgentMessage_Telemetry:
+		return s.takeTelemetry(k.Telemetry)
 	case *relayv1.AgentMessage_Hello:
 		return Refuse(relayv1.Goodbye_PROTOCOL_ERROR, "a second greeting in one session")
 	default: // of a newer agent: additive, so not for us

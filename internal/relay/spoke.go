@@ -30,7 +30,9 @@ type SpokeConfig struct {
 	// meanwhile changes are merged. Spoke.Desired gives the whole.
 	OnDesired func(ctx context.Context, c synclog.Changes)
 	// OnRefused, if set, is told each refusal of a hub whose certificate was verified.
-	OnRefused  func(r *Refusal)
+	OnRefused func(r *Refusal)
+	// Telemetry, if set, is sent when there is nothing else to send.
+	Telemetry  *Telemetry
 	RenewRatio float64 // of a certificate's life after which it is renewed; default 0.5
 	Log        *slog.Logger
 	// Dial is how to reach ServerAddress; nil: TCP.
@@ -103,6 +105,9 @@ func NewSpoke(cfg SpokeConfig) (*Spoke, error) {
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Telemetry == nil {
+		cfg.Telemetry = NewTelemetry(0)
 	}
 	if cfg.Dial == nil {
 		cfg.Dial = func(ctx context.Context, address string) (net.Conn, error) {

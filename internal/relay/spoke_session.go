@@ -18,7 +18,7 @@ import (
 const (
 	upHeartbeat = iota
 	upAck
-	upKinds
+	upKinds // telemetry comes after these and after inventory
 )
 
 // spokeSession is one session, agent side.
@@ -29,6 +29,7 @@ type spokeSession struct {
 	stored StoredIdentity // touched by the renewing goroutine and by the reading one: see bundles
 	beat   time.Duration
 	pump   *pump
+	tele   *telemetryCursor
 	out    *outbox[*relayv1.AgentMessage]
 	chunks uint64
 	watch  *time.Timer
@@ -108,6 +109,7 @@ func (ss *spokeSession) greet(ctx context.Context) error {
 	}
 	ss.beat = min(max(time.Duration(w.GetHeartbeatSeconds())*time.Second, time.Second), time.Minute)
 	ss.pump = newPump(s.cfg.Inventory, toPosition(w.GetInventory()))
+	ss.tele = s.cfg.Telemetry.cursor()
 	ss.bundles <- w.GetTrustBundle()
 	s.connected(w.GetServerVersion())
 	s.log.Info("connected to the management server", "server", s.cfg.ServerAddress, "cluster", s.cfg.Cluster, "serverVersion", w.GetServerVersion(), "protocol", w.GetProtocol())
@@ -119,8 +121,8 @@ func (ss *spokeSession) send(ctx context.Context) error {
 	defer beat.Stop()
 	ss.queueHeartbeat()
 	for {
-		changed := ss.spoke.cfg.Inventory.Changed()
-		for more := true; more; {
+		changed, more := ss.spoke.cfg.Inventory.Changed(), true
+		for more {
 			for _, m := range ss.out.take() {
 				if hb := m.GetHeartbeat(); hb != nil {
 					hb.T1 = time.Now().UnixNano()
@@ -134,6 +136,13 @@ func (ss *spokeSession) send(ctx context.Context) error {
 				if err := ss.stream.Send(&relayv1.AgentMessage{Kind: &relayv1.AgentMessage_Inventory{Inventory: chunk}}); err != nil {
 					return sendError(err)
 				}
+				continue
+			}
+			if m := ss.tele.next(); m != nil {
+				more = true
+				if err := ss.stream.Send(&relayv1.AgentMessage{Kind: &relayv1.AgentMessage_Telemetry{Telemetry: m}}); err != nil {
+					return sendError(err)
+				}
 			}
 		}
 		select {
@@ -142,6 +151,7 @@ func (ss *spokeSession) send(ctx context.Context) error {
 		case <-changed:
 		case <-ss.out.ready:
 		case <-ss.pump.room:
+		case <-ss.tele.ready():
 		case <-beat.C:
 			ss.queueHeartbeat()
 			if ss.pump.stalled(time.Now()) {
@@ -187,6 +197,8 @@ func (ss *spokeSession) receive() error {
 				return errors.New("the management server acknowledges more than it was sent")
 			}
 			ss.spoke.cfg.Inventory.Acked(toPosition(k.InventoryAck.GetPosition()))
+		case *relayv1.ServerMessage_TelemetryAck:
+			ss.tele.acked(k.TelemetryAck.GetSequence())
 		case *relayv1.ServerMessage_Heartbeat:
 			t := stamps{k.Heartbeat.GetT1(), k.Heartbeat.GetT2(), k.Heartbeat.GetT3(), time.Now().UnixNano()}
 			ss.spoke.measured(t.measure())

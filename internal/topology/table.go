@@ -21,6 +21,8 @@ const (
 const (
 	maxObservations = 20_000
 	maxPerCluster   = 50_000
+	maxProbes       = 5000
+	maxSources      = 64
 	maxName         = 253
 	maxFlags        = 16
 	maxExemplars    = 3 // per bucket
@@ -164,6 +166,8 @@ func (r *Report) check(now time.Time) error {
 		return fmt.Errorf("cluster %q: report %d ends (%s) before it begins (%s)", r.Cluster, r.Sequence, r.To, r.From)
 	case r.To.After(now.Add(time.Minute)):
 		return fmt.Errorf("cluster %q: report %d is of the future (%s)", r.Cluster, r.Sequence, r.To)
+	case len(r.Probes) > maxProbes || len(r.Caps) > maxSources || len(r.Scrapes) > maxSources:
+		return fmt.Errorf("cluster %q: report %d has %d probes, %d caps, %d sources: at most %d, %d, %d", r.Cluster, r.Sequence, len(r.Probes), len(r.Caps), len(r.Scrapes), maxProbes, maxSources, maxSources)
 	case len(r.Edges) > maxObservations:
 		return fmt.Errorf("cluster %q: report %d has %d edges, at most %d", r.Cluster, r.Sequence, len(r.Edges), maxObservations)
 	}
@@ -312,6 +316,11 @@ func (o *Observation) finite() bool {
 
 // expire forgets edges that had no traffic for IdleAfter by the reporter's own time: a cluster that is silent keeps all it had.
 func (c *cluster) expire(at time.Time) (gone bool) {
+	for to, p := range c.probes {
+		if _, ok := p.link(c.n); !ok {
+			delete(c.probes, to)
+		}
+	}
 	for k, r := range c.raws {
 		if at.Sub(r.last) > IdleAfter {
 			delete(c.raws, k)

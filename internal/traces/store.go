@@ -225,9 +225,10 @@ func (s *Store) Search(ctx context.Context, q Query) ([]Summary, error) {
 	if limit < 0 || limit > maxLimit {
 		return nil, fmt.Errorf("search traces: limit %d: at most %d", q.Limit, maxLimit)
 	}
+	//nolint:gosec // where holds conditions of ours; values are arguments
 	query := `SELECT id, start, finish, root, service, name, spans, errors,
 		(SELECT group_concat(cluster || char(9) || service, char(10)) FROM (SELECT DISTINCT cluster, service FROM part WHERE trace = id LIMIT 100))
-		FROM trace` + where + ` ORDER BY start DESC LIMIT ` + strconv.Itoa(limit) // where holds conditions of ours; values are arguments
+		FROM trace` + where + ` ORDER BY start DESC LIMIT ` + strconv.Itoa(limit)
 	rows, err := s.read.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("search traces: %w", err)

@@ -97,6 +97,55 @@ func (Goodbye_Reason) EnumDescriptor() ([]byte, []int) {
 	return file_relay_v1_relay_proto_rawDescGZIP(), []int{14, 0}
 }
 
+type Telemetry_Kind int32
+
+const (
+	Telemetry_KIND_UNSPECIFIED Telemetry_Kind = 0
+	Telemetry_REPORT           Telemetry_Kind = 1
+	Telemetry_TRACES           Telemetry_Kind = 2
+)
+
+// Enum value maps for Telemetry_Kind.
+var (
+	Telemetry_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "REPORT",
+		2: "TRACES",
+	}
+	Telemetry_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"REPORT":           1,
+		"TRACES":           2,
+	}
+)
+
+func (x Telemetry_Kind) Enum() *Telemetry_Kind {
+	p := new(Telemetry_Kind)
+	*p = x
+	return p
+}
+
+func (x Telemetry_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Telemetry_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_relay_v1_relay_proto_enumTypes[1].Descriptor()
+}
+
+func (Telemetry_Kind) Type() protoreflect.EnumType {
+	return &file_relay_v1_relay_proto_enumTypes[1]
+}
+
+func (x Telemetry_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Telemetry_Kind.Descriptor instead.
+func (Telemetry_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{15, 0}
+}
+
 type EnrolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cluster       string                 `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`                         // the name the cluster was registered under
@@ -330,6 +379,7 @@ type AgentMessage struct {
 	//	*AgentMessage_Inventory
 	//	*AgentMessage_DesiredAck
 	//	*AgentMessage_Heartbeat
+	//	*AgentMessage_Telemetry
 	Kind          isAgentMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -408,6 +458,15 @@ func (x *AgentMessage) GetHeartbeat() *Heartbeat {
 	return nil
 }
 
+func (x *AgentMessage) GetTelemetry() *Telemetry {
+	if x != nil {
+		if x, ok := x.Kind.(*AgentMessage_Telemetry); ok {
+			return x.Telemetry
+		}
+	}
+	return nil
+}
+
 type isAgentMessage_Kind interface {
 	isAgentMessage_Kind()
 }
@@ -428,6 +487,10 @@ type AgentMessage_Heartbeat struct {
 	Heartbeat *Heartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
 }
 
+type AgentMessage_Telemetry struct {
+	Telemetry *Telemetry `protobuf:"bytes,5,opt,name=telemetry,proto3,oneof"` // after everything else; a server that does not know it never acknowledges
+}
+
 func (*AgentMessage_Hello) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Inventory) isAgentMessage_Kind() {}
@@ -435,6 +498,8 @@ func (*AgentMessage_Inventory) isAgentMessage_Kind() {}
 func (*AgentMessage_DesiredAck) isAgentMessage_Kind() {}
 
 func (*AgentMessage_Heartbeat) isAgentMessage_Kind() {}
+
+func (*AgentMessage_Telemetry) isAgentMessage_Kind() {}
 
 type ServerMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -446,6 +511,7 @@ type ServerMessage struct {
 	//	*ServerMessage_Heartbeat
 	//	*ServerMessage_TrustBundle
 	//	*ServerMessage_Goodbye
+	//	*ServerMessage_TelemetryAck
 	Kind          isServerMessage_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -542,6 +608,15 @@ func (x *ServerMessage) GetGoodbye() *Goodbye {
 	return nil
 }
 
+func (x *ServerMessage) GetTelemetryAck() *TelemetryAck {
+	if x != nil {
+		if x, ok := x.Kind.(*ServerMessage_TelemetryAck); ok {
+			return x.TelemetryAck
+		}
+	}
+	return nil
+}
+
 type isServerMessage_Kind interface {
 	isServerMessage_Kind()
 }
@@ -570,6 +645,10 @@ type ServerMessage_Goodbye struct {
 	Goodbye *Goodbye `protobuf:"bytes,6,opt,name=goodbye,proto3,oneof"` // last: why the session ends and when to come back
 }
 
+type ServerMessage_TelemetryAck struct {
+	TelemetryAck *TelemetryAck `protobuf:"bytes,7,opt,name=telemetry_ack,json=telemetryAck,proto3,oneof"`
+}
+
 func (*ServerMessage_Welcome) isServerMessage_Kind() {}
 
 func (*ServerMessage_Desired) isServerMessage_Kind() {}
@@ -581,6 +660,8 @@ func (*ServerMessage_Heartbeat) isServerMessage_Kind() {}
 func (*ServerMessage_TrustBundle) isServerMessage_Kind() {}
 
 func (*ServerMessage_Goodbye) isServerMessage_Kind() {}
+
+func (*ServerMessage_TelemetryAck) isServerMessage_Kind() {}
 
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1226,6 +1307,733 @@ func (x *Goodbye) GetRetryAfterSeconds() uint32 {
 	return 0
 }
 
+// Telemetry is what an agent saw, in parts of at most 64 KiB. The agent keeps it, within bounds, until it is acknowledged; what is sent again after a
+// disconnect is recognised by what is in it. Whose it is says the certificate: nothing in it can name another cluster.
+type Telemetry struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // of the message, within this agent's process
+	Kind          Telemetry_Kind         `protobuf:"varint,2,opt,name=kind,proto3,enum=ambit.relay.v1.Telemetry_Kind" json:"kind,omitempty"`
+	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`    // DEFLATE (RFC 1951) of a TelemetryReport, or of an OTLP ExportTraceServiceRequest
+	Part          uint32                 `protobuf:"varint,4,opt,name=part,proto3" json:"part,omitempty"`   // 0-based; parts follow each other in one session
+	Parts         uint32                 `protobuf:"varint,5,opt,name=parts,proto3" json:"parts,omitempty"` // 0 and 1 both mean: whole
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Telemetry) Reset() {
+	*x = Telemetry{}
+	mi := &file_relay_v1_relay_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Telemetry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Telemetry) ProtoMessage() {}
+
+func (x *Telemetry) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_v1_relay_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Telemetry.ProtoReflect.Descriptor instead.
+func (*Telemetry) Descriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Telemetry) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *Telemetry) GetKind() Telemetry_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Telemetry_KIND_UNSPECIFIED
+}
+
+func (x *Telemetry) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *Telemetry) GetPart() uint32 {
+	if x != nil {
+		return x.Part
+	}
+	return 0
+}
+
+func (x *Telemetry) GetParts() uint32 {
+	if x != nil {
+		return x.Parts
+	}
+	return 0
+}
+
+type TelemetryAck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // everything up to here has been taken
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TelemetryAck) Reset() {
+	*x = TelemetryAck{}
+	mi := &file_relay_v1_relay_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TelemetryAck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TelemetryAck) ProtoMessage() {}
+
+func (x *TelemetryAck) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_v1_relay_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TelemetryAck.ProtoReflect.Descriptor instead.
+func (*TelemetryAck) Descriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *TelemetryAck) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+// TelemetryReport is what the proxies of a cluster counted in one interval, rolled up to edges: increments, never running totals.
+type TelemetryReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         string                 `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the agent's process; a new one restarts sequence
+	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	From          int64                  `protobuf:"varint,3,opt,name=from,proto3" json:"from,omitempty"` // nanoseconds since the Unix epoch, agent's clock
+	To            int64                  `protobuf:"varint,4,opt,name=to,proto3" json:"to,omitempty"`
+	Names         []string               `protobuf:"bytes,5,rep,name=names,proto3" json:"names,omitempty"` // every text once; the others are indexes into it, 0 is none
+	Edges         []*TelemetryEdge       `protobuf:"bytes,6,rep,name=edges,proto3" json:"edges,omitempty"`
+	Probes        []*TelemetryProbe      `protobuf:"bytes,7,rep,name=probes,proto3" json:"probes,omitempty"`
+	Caps          []*TelemetryCap        `protobuf:"bytes,8,rep,name=caps,proto3" json:"caps,omitempty"`
+	Scrapes       []*TelemetryScrape     `protobuf:"bytes,9,rep,name=scrapes,proto3" json:"scrapes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TelemetryReport) Reset() {
+	*x = TelemetryReport{}
+	mi := &file_relay_v1_relay_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TelemetryReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TelemetryReport) ProtoMessage() {}
+
+func (x *TelemetryReport) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_v1_relay_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TelemetryReport.ProtoReflect.Descriptor instead.
+func (*TelemetryReport) Descriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *TelemetryReport) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *TelemetryReport) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *TelemetryReport) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
+}
+
+func (x *TelemetryReport) GetTo() int64 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *TelemetryReport) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *TelemetryReport) GetEdges() []*TelemetryEdge {
+	if x != nil {
+		return x.Edges
+	}
+	return nil
+}
+
+func (x *TelemetryReport) GetProbes() []*TelemetryProbe {
+	if x != nil {
+		return x.Probes
+	}
+	return nil
+}
+
+func (x *TelemetryReport) GetCaps() []*TelemetryCap {
+	if x != nil {
+		return x.Caps
+	}
+	return nil
+}
+
+func (x *TelemetryReport) GetScrapes() []*TelemetryScrape {
+	if x != nil {
+		return x.Scrapes
+	}
+	return nil
+}
+
+type TelemetryEnd struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cluster       uint32                 `protobuf:"varint,1,opt,name=cluster,proto3" json:"cluster,omitempty"` // Istio's cluster ID, where a label named one
+	Namespace     uint32                 `protobuf:"varint,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Service       uint32                 `protobuf:"varint,3,opt,name=service,proto3" json:"service,omitempty"`
+	Principal     uint32                 `protobuf:"varint,4,opt,name=principal,proto3" json:"principal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TelemetryEnd) Reset() {
+	*x = TelemetryEnd{}
+	mi := &file_relay_v1_relay_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TelemetryEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TelemetryEnd) ProtoMessage() {}
+
+func (x *TelemetryEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_v1_relay_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TelemetryEnd.ProtoReflect.Descriptor instead.
+func (*TelemetryEnd) Descriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *TelemetryEnd) GetCluster() uint32 {
+	if x != nil {
+		return x.Cluster
+	}
+	return 0
+}
+
+func (x *TelemetryEnd) GetNamespace() uint32 {
+	if x != nil {
+		return x.Namespace
+	}
+	return 0
+}
+
+func (x *TelemetryEnd) GetService() uint32 {
+	if x != nil {
+		return x.Service
+	}
+	return 0
+}
+
+func (x *TelemetryEnd) GetPrincipal() uint32 {
+	if x != nil {
+		return x.Principal
+	}
+	return 0
+}
+
+type TelemetryEdge struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reporter      uint32                 `protobuf:"varint,1,opt,name=reporter,proto3" json:"reporter,omitempty"`
+	From          *TelemetryEnd          `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	To            *TelemetryEnd          `protobuf:"bytes,3,opt,name=to,proto3" json:"to,omitempty"`
+	Protocol      uint32                 `protobuf:"varint,4,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Mtls          uint32                 `protobuf:"varint,5,opt,name=mtls,proto3" json:"mtls,omitempty"`
+	Requests      []float64              `protobuf:"fixed64,6,rep,packed,name=requests,proto3" json:"requests,omitempty"` // success, client error, server error, no response; empty: none
+	Tcp           []float64              `protobuf:"fixed64,7,rep,packed,name=tcp,proto3" json:"tcp,omitempty"`           // opened, closed, failed, bytes sent, bytes received; empty: none
+	Buckets       []float64              `protobuf:"fixed64,8,rep,packed,name=buckets,proto3" json:"buckets,omitempty"`   // requests per bucket of internal/topology.Bounds; empty: durations are not measured
+	Sum           float64                `protobuf:"fixed64,9,opt,name=sum,proto3" json:"sum,omitempty"`                  // of durations, milliseconds
+	Failures      []*TelemetryCount      `protobuf:"bytes,10,rep,name=failures,proto3" json:"failures,omitempty"`         // by response flag
+	Codes         []*TelemetryCount      `protobuf:"bytes,11,rep,name=codes,proto3" json:"codes,omitempty"`               // by response code
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TelemetryEdge) Reset() {
+	*x = TelemetryEdge{}
+	mi := &file_relay_v1_relay_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TelemetryEdge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TelemetryEdge) ProtoMessage() {}
+
+func (x *TelemetryEdge) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_v1_relay_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TelemetryEdge.ProtoReflect.Descriptor instead.
+func (*TelemetryEdge) Descriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TelemetryEdge) GetReporter() uint32 {
+	if x != nil {
+		return x.Reporter
+	}
+	return 0
+}
+
+func (x *TelemetryEdge) GetFrom() *TelemetryEnd {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *TelemetryEdge) GetTo() *TelemetryEnd {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *TelemetryEdge) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *TelemetryEdge) GetMtls() uint32 {
+	if x != nil {
+		return x.Mtls
+	}
+	return 0
+}
+
+func (x *TelemetryEdge) GetRequests() []float64 {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+func (x *TelemetryEdge) GetTcp() []float64 {
+	if x != nil {
+		return x.Tcp
+	}
+	return nil
+}
+
+func (x *TelemetryEdge) GetBuckets() []float64 {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
+func (x *TelemetryEdge) GetSum() float64 {
+	if x != nil {
+		return x.Sum
+	}
+	return 0
+}
+
+func (x *TelemetryEdge) GetFailures() []*TelemetryCount {
+	if x != nil {
+		return x.Failures
+	}
+	return nil
+}
+
+func (x *TelemetryEdge) GetCodes() []*TelemetryCount {
+	if x != nil {
+		return x.Codes
+	}
+	return nil
+}
+
+type TelemetryCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          uint32                 `protobuf:"varint,1,opt,name=name,proto3" json:"name,omitempty"`
+	Count         float64                `protobuf:"fixed64,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TelemetryCount) Reset() {
+	*x = TelemetryCount{}
+	mi := &file_relay_v1_relay_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TelemetryCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TelemetryCount) ProtoMessage() {}
+
+func (x *TelemetryCount) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_v1_relay_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TelemetryCount.ProtoReflect.Descriptor instead.
+func (*TelemetryCount) Descriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *TelemetryCount) GetName() uint32 {
+	if x != nil {
+		return x.Name
+	}
+	return 0
+}
+
+func (x *TelemetryCount) GetCount() float64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type TelemetryProbe struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	To            uint32                 `protobuf:"varint,1,opt,name=to,proto3" json:"to,omitempty"` // cluster
+	Sent          uint32                 `protobuf:"varint,2,opt,name=sent,proto3" json:"sent,omitempty"`
+	Lost          uint32                 `protobuf:"varint,3,opt,name=lost,proto3" json:"lost,omitempty"`
+	Min           int64                  `protobuf:"varint,4,opt,name=min,proto3" json:"min,omitempty"` // nanoseconds
+	Mean          int64                  `protobuf:"varint,5,opt,name=mean,proto3" json:"mean,omitempty"`
+	Max           int64                  `protobuf:"varint,6,opt,name=max,proto3" json:"max,omitempty"`
+	Error         uint32                 `protobuf:"varint,7,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TelemetryProbe) Reset() {
+	*x = TelemetryProbe{}
+	mi := &file_relay_v1_relay_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TelemetryProbe) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TelemetryProbe) ProtoMessage() {}
+
+func (x *TelemetryProbe) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_v1_relay_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TelemetryProbe.ProtoReflect.Descriptor instead.
+func (*TelemetryProbe) Descriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TelemetryProbe) GetTo() uint32 {
+	if x != nil {
+		return x.To
+	}
+	return 0
+}
+
+func (x *TelemetryProbe) GetSent() uint32 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *TelemetryProbe) GetLost() uint32 {
+	if x != nil {
+		return x.Lost
+	}
+	return 0
+}
+
+func (x *TelemetryProbe) GetMin() int64 {
+	if x != nil {
+		return x.Min
+	}
+	return 0
+}
+
+func (x *TelemetryProbe) GetMean() int64 {
+	if x != nil {
+		return x.Mean
+	}
+	return 0
+}
+
+func (x *TelemetryProbe) GetMax() int64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *TelemetryProbe) GetError() uint32 {
+	if x != nil {
+		return x.Error
+	}
+	return 0
+}
+
+type TelemetryCap struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cap           uint32                 `protobuf:"varint,1,opt,name=cap,proto3" json:"cap,omitempty"`
+	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	Dropped       uint32                 `protobuf:"varint,3,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	Example       uint32                 `protobuf:"varint,4,opt,name=example,proto3" json:"example,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TelemetryCap) Reset() {
+	*x = TelemetryCap{}
+	mi := &file_relay_v1_relay_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TelemetryCap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TelemetryCap) ProtoMessage() {}
+
+func (x *TelemetryCap) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_v1_relay_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TelemetryCap.ProtoReflect.Descriptor instead.
+func (*TelemetryCap) Descriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TelemetryCap) GetCap() uint32 {
+	if x != nil {
+		return x.Cap
+	}
+	return 0
+}
+
+func (x *TelemetryCap) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *TelemetryCap) GetDropped() uint32 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+func (x *TelemetryCap) GetExample() uint32 {
+	if x != nil {
+		return x.Example
+	}
+	return 0
+}
+
+type TelemetryScrape struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        uint32                 `protobuf:"varint,1,opt,name=source,proto3" json:"source,omitempty"`
+	Targets       uint32                 `protobuf:"varint,2,opt,name=targets,proto3" json:"targets,omitempty"`
+	Up            uint32                 `protobuf:"varint,3,opt,name=up,proto3" json:"up,omitempty"`
+	Series        uint32                 `protobuf:"varint,4,opt,name=series,proto3" json:"series,omitempty"`
+	Took          int64                  `protobuf:"varint,5,opt,name=took,proto3" json:"took,omitempty"` // nanoseconds
+	Error         uint32                 `protobuf:"varint,6,opt,name=error,proto3" json:"error,omitempty"`
+	Detail        uint32                 `protobuf:"varint,7,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TelemetryScrape) Reset() {
+	*x = TelemetryScrape{}
+	mi := &file_relay_v1_relay_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TelemetryScrape) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TelemetryScrape) ProtoMessage() {}
+
+func (x *TelemetryScrape) ProtoReflect() protoreflect.Message {
+	mi := &file_relay_v1_relay_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TelemetryScrape.ProtoReflect.Descriptor instead.
+func (*TelemetryScrape) Descriptor() ([]byte, []int) {
+	return file_relay_v1_relay_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TelemetryScrape) GetSource() uint32 {
+	if x != nil {
+		return x.Source
+	}
+	return 0
+}
+
+func (x *TelemetryScrape) GetTargets() uint32 {
+	if x != nil {
+		return x.Targets
+	}
+	return 0
+}
+
+func (x *TelemetryScrape) GetUp() uint32 {
+	if x != nil {
+		return x.Up
+	}
+	return 0
+}
+
+func (x *TelemetryScrape) GetSeries() uint32 {
+	if x != nil {
+		return x.Series
+	}
+	return 0
+}
+
+func (x *TelemetryScrape) GetTook() int64 {
+	if x != nil {
+		return x.Took
+	}
+	return 0
+}
+
+func (x *TelemetryScrape) GetError() uint32 {
+	if x != nil {
+		return x.Error
+	}
+	return 0
+}
+
+func (x *TelemetryScrape) GetDetail() uint32 {
+	if x != nil {
+		return x.Detail
+	}
+	return 0
+}
+
 var File_relay_v1_relay_proto protoreflect.FileDescriptor
 
 const file_relay_v1_relay_proto_rawDesc = "" +
@@ -1245,21 +2053,23 @@ const file_relay_v1_relay_proto_rawDesc = "" +
 	"\acsr_der\x18\x01 \x01(\fR\x06csrDer\x12#\n" +
 	"\ragent_version\x18\x02 \x01(\tR\fagentVersion\"(\n" +
 	"\vTrustBundle\x12\x19\n" +
-	"\broot_der\x18\x01 \x03(\fR\arootDer\"\xef\x01\n" +
+	"\broot_der\x18\x01 \x03(\fR\arootDer\"\xaa\x02\n" +
 	"\fAgentMessage\x12-\n" +
 	"\x05hello\x18\x01 \x01(\v2\x15.ambit.relay.v1.HelloH\x00R\x05hello\x125\n" +
 	"\tinventory\x18\x02 \x01(\v2\x15.ambit.relay.v1.ChunkH\x00R\tinventory\x126\n" +
 	"\vdesired_ack\x18\x03 \x01(\v2\x13.ambit.relay.v1.AckH\x00R\n" +
 	"desiredAck\x129\n" +
-	"\theartbeat\x18\x04 \x01(\v2\x19.ambit.relay.v1.HeartbeatH\x00R\theartbeatB\x06\n" +
-	"\x04kind\"\xf2\x02\n" +
+	"\theartbeat\x18\x04 \x01(\v2\x19.ambit.relay.v1.HeartbeatH\x00R\theartbeat\x129\n" +
+	"\ttelemetry\x18\x05 \x01(\v2\x19.ambit.relay.v1.TelemetryH\x00R\ttelemetryB\x06\n" +
+	"\x04kind\"\xb7\x03\n" +
 	"\rServerMessage\x123\n" +
 	"\awelcome\x18\x01 \x01(\v2\x17.ambit.relay.v1.WelcomeH\x00R\awelcome\x121\n" +
 	"\adesired\x18\x02 \x01(\v2\x15.ambit.relay.v1.ChunkH\x00R\adesired\x12:\n" +
 	"\rinventory_ack\x18\x03 \x01(\v2\x13.ambit.relay.v1.AckH\x00R\finventoryAck\x12>\n" +
 	"\theartbeat\x18\x04 \x01(\v2\x1e.ambit.relay.v1.HeartbeatReplyH\x00R\theartbeat\x12@\n" +
 	"\ftrust_bundle\x18\x05 \x01(\v2\x1b.ambit.relay.v1.TrustBundleH\x00R\vtrustBundle\x123\n" +
-	"\agoodbye\x18\x06 \x01(\v2\x17.ambit.relay.v1.GoodbyeH\x00R\agoodbyeB\x06\n" +
+	"\agoodbye\x18\x06 \x01(\v2\x17.ambit.relay.v1.GoodbyeH\x00R\agoodbye\x12C\n" +
+	"\rtelemetry_ack\x18\a \x01(\v2\x1c.ambit.relay.v1.TelemetryAckH\x00R\ftelemetryAckB\x06\n" +
 	"\x04kind\"\xda\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x12\x1f\n" +
@@ -1324,7 +2134,73 @@ const file_relay_v1_relay_proto_rawDesc = "" +
 	"OVERLOADED\x10\b\x12\x13\n" +
 	"\x0fBAD_CERTIFICATE\x10\t\x12\r\n" +
 	"\tBAD_TOKEN\x10\n" +
-	"2Q\n" +
+	"\"\xcf\x01\n" +
+	"\tTelemetry\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x122\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1e.ambit.relay.v1.Telemetry.KindR\x04kind\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x12\n" +
+	"\x04part\x18\x04 \x01(\rR\x04part\x12\x14\n" +
+	"\x05parts\x18\x05 \x01(\rR\x05parts\"4\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\n" +
+	"\n" +
+	"\x06REPORT\x10\x01\x12\n" +
+	"\n" +
+	"\x06TRACES\x10\x02\"*\n" +
+	"\fTelemetryAck\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\xd7\x02\n" +
+	"\x0fTelemetryReport\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x12\n" +
+	"\x04from\x18\x03 \x01(\x03R\x04from\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\x03R\x02to\x12\x14\n" +
+	"\x05names\x18\x05 \x03(\tR\x05names\x123\n" +
+	"\x05edges\x18\x06 \x03(\v2\x1d.ambit.relay.v1.TelemetryEdgeR\x05edges\x126\n" +
+	"\x06probes\x18\a \x03(\v2\x1e.ambit.relay.v1.TelemetryProbeR\x06probes\x120\n" +
+	"\x04caps\x18\b \x03(\v2\x1c.ambit.relay.v1.TelemetryCapR\x04caps\x129\n" +
+	"\ascrapes\x18\t \x03(\v2\x1f.ambit.relay.v1.TelemetryScrapeR\ascrapes\"~\n" +
+	"\fTelemetryEnd\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\rR\acluster\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\rR\tnamespace\x12\x18\n" +
+	"\aservice\x18\x03 \x01(\rR\aservice\x12\x1c\n" +
+	"\tprincipal\x18\x04 \x01(\rR\tprincipal\"\x87\x03\n" +
+	"\rTelemetryEdge\x12\x1a\n" +
+	"\breporter\x18\x01 \x01(\rR\breporter\x120\n" +
+	"\x04from\x18\x02 \x01(\v2\x1c.ambit.relay.v1.TelemetryEndR\x04from\x12,\n" +
+	"\x02to\x18\x03 \x01(\v2\x1c.ambit.relay.v1.TelemetryEndR\x02to\x12\x1a\n" +
+	"\bprotocol\x18\x04 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04mtls\x18\x05 \x01(\rR\x04mtls\x12\x1a\n" +
+	"\brequests\x18\x06 \x03(\x01R\brequests\x12\x10\n" +
+	"\x03tcp\x18\a \x03(\x01R\x03tcp\x12\x18\n" +
+	"\abuckets\x18\b \x03(\x01R\abuckets\x12\x10\n" +
+	"\x03sum\x18\t \x01(\x01R\x03sum\x12:\n" +
+	"\bfailures\x18\n" +
+	" \x03(\v2\x1e.ambit.relay.v1.TelemetryCountR\bfailures\x124\n" +
+	"\x05codes\x18\v \x03(\v2\x1e.ambit.relay.v1.TelemetryCountR\x05codes\":\n" +
+	"\x0eTelemetryCount\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\rR\x04name\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x01R\x05count\"\x96\x01\n" +
+	"\x0eTelemetryProbe\x12\x0e\n" +
+	"\x02to\x18\x01 \x01(\rR\x02to\x12\x12\n" +
+	"\x04sent\x18\x02 \x01(\rR\x04sent\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\rR\x04lost\x12\x10\n" +
+	"\x03min\x18\x04 \x01(\x03R\x03min\x12\x12\n" +
+	"\x04mean\x18\x05 \x01(\x03R\x04mean\x12\x10\n" +
+	"\x03max\x18\x06 \x01(\x03R\x03max\x12\x14\n" +
+	"\x05error\x18\a \x01(\rR\x05error\"j\n" +
+	"\fTelemetryCap\x12\x10\n" +
+	"\x03cap\x18\x01 \x01(\rR\x03cap\x12\x14\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x18\n" +
+	"\adropped\x18\x03 \x01(\rR\adropped\x12\x18\n" +
+	"\aexample\x18\x04 \x01(\rR\aexample\"\xad\x01\n" +
+	"\x0fTelemetryScrape\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\rR\x06source\x12\x18\n" +
+	"\atargets\x18\x02 \x01(\rR\atargets\x12\x0e\n" +
+	"\x02up\x18\x03 \x01(\rR\x02up\x12\x16\n" +
+	"\x06series\x18\x04 \x01(\rR\x06series\x12\x12\n" +
+	"\x04took\x18\x05 \x01(\x03R\x04took\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\rR\x05error\x12\x16\n" +
+	"\x06detail\x18\a \x01(\rR\x06detail2Q\n" +
 	"\tEnrolment\x12D\n" +
 	"\x05Enrol\x12\x1c.ambit.relay.v1.EnrolRequest\x1a\x1d.ambit.relay.v1.EnrolResponse2\x99\x01\n" +
 	"\x05Relay\x12J\n" +
@@ -1343,55 +2219,76 @@ func file_relay_v1_relay_proto_rawDescGZIP() []byte {
 	return file_relay_v1_relay_proto_rawDescData
 }
 
-var file_relay_v1_relay_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_relay_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_relay_v1_relay_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_relay_v1_relay_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_relay_v1_relay_proto_goTypes = []any{
-	(Goodbye_Reason)(0),    // 0: ambit.relay.v1.Goodbye.Reason
-	(*EnrolRequest)(nil),   // 1: ambit.relay.v1.EnrolRequest
-	(*EnrolResponse)(nil),  // 2: ambit.relay.v1.EnrolResponse
-	(*RenewRequest)(nil),   // 3: ambit.relay.v1.RenewRequest
-	(*TrustBundle)(nil),    // 4: ambit.relay.v1.TrustBundle
-	(*AgentMessage)(nil),   // 5: ambit.relay.v1.AgentMessage
-	(*ServerMessage)(nil),  // 6: ambit.relay.v1.ServerMessage
-	(*Hello)(nil),          // 7: ambit.relay.v1.Hello
-	(*Welcome)(nil),        // 8: ambit.relay.v1.Welcome
-	(*Position)(nil),       // 9: ambit.relay.v1.Position
-	(*Chunk)(nil),          // 10: ambit.relay.v1.Chunk
-	(*Item)(nil),           // 11: ambit.relay.v1.Item
-	(*Ack)(nil),            // 12: ambit.relay.v1.Ack
-	(*Heartbeat)(nil),      // 13: ambit.relay.v1.Heartbeat
-	(*HeartbeatReply)(nil), // 14: ambit.relay.v1.HeartbeatReply
-	(*Goodbye)(nil),        // 15: ambit.relay.v1.Goodbye
+	(Goodbye_Reason)(0),     // 0: ambit.relay.v1.Goodbye.Reason
+	(Telemetry_Kind)(0),     // 1: ambit.relay.v1.Telemetry.Kind
+	(*EnrolRequest)(nil),    // 2: ambit.relay.v1.EnrolRequest
+	(*EnrolResponse)(nil),   // 3: ambit.relay.v1.EnrolResponse
+	(*RenewRequest)(nil),    // 4: ambit.relay.v1.RenewRequest
+	(*TrustBundle)(nil),     // 5: ambit.relay.v1.TrustBundle
+	(*AgentMessage)(nil),    // 6: ambit.relay.v1.AgentMessage
+	(*ServerMessage)(nil),   // 7: ambit.relay.v1.ServerMessage
+	(*Hello)(nil),           // 8: ambit.relay.v1.Hello
+	(*Welcome)(nil),         // 9: ambit.relay.v1.Welcome
+	(*Position)(nil),        // 10: ambit.relay.v1.Position
+	(*Chunk)(nil),           // 11: ambit.relay.v1.Chunk
+	(*Item)(nil),            // 12: ambit.relay.v1.Item
+	(*Ack)(nil),             // 13: ambit.relay.v1.Ack
+	(*Heartbeat)(nil),       // 14: ambit.relay.v1.Heartbeat
+	(*HeartbeatReply)(nil),  // 15: ambit.relay.v1.HeartbeatReply
+	(*Goodbye)(nil),         // 16: ambit.relay.v1.Goodbye
+	(*Telemetry)(nil),       // 17: ambit.relay.v1.Telemetry
+	(*TelemetryAck)(nil),    // 18: ambit.relay.v1.TelemetryAck
+	(*TelemetryReport)(nil), // 19: ambit.relay.v1.TelemetryReport
+	(*TelemetryEnd)(nil),    // 20: ambit.relay.v1.TelemetryEnd
+	(*TelemetryEdge)(nil),   // 21: ambit.relay.v1.TelemetryEdge
+	(*TelemetryCount)(nil),  // 22: ambit.relay.v1.TelemetryCount
+	(*TelemetryProbe)(nil),  // 23: ambit.relay.v1.TelemetryProbe
+	(*TelemetryCap)(nil),    // 24: ambit.relay.v1.TelemetryCap
+	(*TelemetryScrape)(nil), // 25: ambit.relay.v1.TelemetryScrape
 }
 var file_relay_v1_relay_proto_depIdxs = []int32{
-	4,  // 0: ambit.relay.v1.EnrolResponse.trust_bundle:type_name -> ambit.relay.v1.TrustBundle
-	7,  // 1: ambit.relay.v1.AgentMessage.hello:type_name -> ambit.relay.v1.Hello
-	10, // 2: ambit.relay.v1.AgentMessage.inventory:type_name -> ambit.relay.v1.Chunk
-	12, // 3: ambit.relay.v1.AgentMessage.desired_ack:type_name -> ambit.relay.v1.Ack
-	13, // 4: ambit.relay.v1.AgentMessage.heartbeat:type_name -> ambit.relay.v1.Heartbeat
-	8,  // 5: ambit.relay.v1.ServerMessage.welcome:type_name -> ambit.relay.v1.Welcome
-	10, // 6: ambit.relay.v1.ServerMessage.desired:type_name -> ambit.relay.v1.Chunk
-	12, // 7: ambit.relay.v1.ServerMessage.inventory_ack:type_name -> ambit.relay.v1.Ack
-	14, // 8: ambit.relay.v1.ServerMessage.heartbeat:type_name -> ambit.relay.v1.HeartbeatReply
-	4,  // 9: ambit.relay.v1.ServerMessage.trust_bundle:type_name -> ambit.relay.v1.TrustBundle
-	15, // 10: ambit.relay.v1.ServerMessage.goodbye:type_name -> ambit.relay.v1.Goodbye
-	9,  // 11: ambit.relay.v1.Hello.desired:type_name -> ambit.relay.v1.Position
-	9,  // 12: ambit.relay.v1.Welcome.inventory:type_name -> ambit.relay.v1.Position
-	4,  // 13: ambit.relay.v1.Welcome.trust_bundle:type_name -> ambit.relay.v1.TrustBundle
-	11, // 14: ambit.relay.v1.Chunk.items:type_name -> ambit.relay.v1.Item
-	9,  // 15: ambit.relay.v1.Ack.position:type_name -> ambit.relay.v1.Position
-	0,  // 16: ambit.relay.v1.Goodbye.reason:type_name -> ambit.relay.v1.Goodbye.Reason
-	1,  // 17: ambit.relay.v1.Enrolment.Enrol:input_type -> ambit.relay.v1.EnrolRequest
-	5,  // 18: ambit.relay.v1.Relay.Session:input_type -> ambit.relay.v1.AgentMessage
-	3,  // 19: ambit.relay.v1.Relay.Renew:input_type -> ambit.relay.v1.RenewRequest
-	2,  // 20: ambit.relay.v1.Enrolment.Enrol:output_type -> ambit.relay.v1.EnrolResponse
-	6,  // 21: ambit.relay.v1.Relay.Session:output_type -> ambit.relay.v1.ServerMessage
-	2,  // 22: ambit.relay.v1.Relay.Renew:output_type -> ambit.relay.v1.EnrolResponse
-	20, // [20:23] is the sub-list for method output_type
-	17, // [17:20] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	5,  // 0: ambit.relay.v1.EnrolResponse.trust_bundle:type_name -> ambit.relay.v1.TrustBundle
+	8,  // 1: ambit.relay.v1.AgentMessage.hello:type_name -> ambit.relay.v1.Hello
+	11, // 2: ambit.relay.v1.AgentMessage.inventory:type_name -> ambit.relay.v1.Chunk
+	13, // 3: ambit.relay.v1.AgentMessage.desired_ack:type_name -> ambit.relay.v1.Ack
+	14, // 4: ambit.relay.v1.AgentMessage.heartbeat:type_name -> ambit.relay.v1.Heartbeat
+	17, // 5: ambit.relay.v1.AgentMessage.telemetry:type_name -> ambit.relay.v1.Telemetry
+	9,  // 6: ambit.relay.v1.ServerMessage.welcome:type_name -> ambit.relay.v1.Welcome
+	11, // 7: ambit.relay.v1.ServerMessage.desired:type_name -> ambit.relay.v1.Chunk
+	13, // 8: ambit.relay.v1.ServerMessage.inventory_ack:type_name -> ambit.relay.v1.Ack
+	15, // 9: ambit.relay.v1.ServerMessage.heartbeat:type_name -> ambit.relay.v1.HeartbeatReply
+	5,  // 10: ambit.relay.v1.ServerMessage.trust_bundle:type_name -> ambit.relay.v1.TrustBundle
+	16, // 11: ambit.relay.v1.ServerMessage.goodbye:type_name -> ambit.relay.v1.Goodbye
+	18, // 12: ambit.relay.v1.ServerMessage.telemetry_ack:type_name -> ambit.relay.v1.TelemetryAck
+	10, // 13: ambit.relay.v1.Hello.desired:type_name -> ambit.relay.v1.Position
+	10, // 14: ambit.relay.v1.Welcome.inventory:type_name -> ambit.relay.v1.Position
+	5,  // 15: ambit.relay.v1.Welcome.trust_bundle:type_name -> ambit.relay.v1.TrustBundle
+	12, // 16: ambit.relay.v1.Chunk.items:type_name -> ambit.relay.v1.Item
+	10, // 17: ambit.relay.v1.Ack.position:type_name -> ambit.relay.v1.Position
+	0,  // 18: ambit.relay.v1.Goodbye.reason:type_name -> ambit.relay.v1.Goodbye.Reason
+	1,  // 19: ambit.relay.v1.Telemetry.kind:type_name -> ambit.relay.v1.Telemetry.Kind
+	21, // 20: ambit.relay.v1.TelemetryReport.edges:type_name -> ambit.relay.v1.TelemetryEdge
+	23, // 21: ambit.relay.v1.TelemetryReport.probes:type_name -> ambit.relay.v1.TelemetryProbe
+	24, // 22: ambit.relay.v1.TelemetryReport.caps:type_name -> ambit.relay.v1.TelemetryCap
+	25, // 23: ambit.relay.v1.TelemetryReport.scrapes:type_name -> ambit.relay.v1.TelemetryScrape
+	20, // 24: ambit.relay.v1.TelemetryEdge.from:type_name -> ambit.relay.v1.TelemetryEnd
+	20, // 25: ambit.relay.v1.TelemetryEdge.to:type_name -> ambit.relay.v1.TelemetryEnd
+	22, // 26: ambit.relay.v1.TelemetryEdge.failures:type_name -> ambit.relay.v1.TelemetryCount
+	22, // 27: ambit.relay.v1.TelemetryEdge.codes:type_name -> ambit.relay.v1.TelemetryCount
+	2,  // 28: ambit.relay.v1.Enrolment.Enrol:input_type -> ambit.relay.v1.EnrolRequest
+	6,  // 29: ambit.relay.v1.Relay.Session:input_type -> ambit.relay.v1.AgentMessage
+	4,  // 30: ambit.relay.v1.Relay.Renew:input_type -> ambit.relay.v1.RenewRequest
+	3,  // 31: ambit.relay.v1.Enrolment.Enrol:output_type -> ambit.relay.v1.EnrolResponse
+	7,  // 32: ambit.relay.v1.Relay.Session:output_type -> ambit.relay.v1.ServerMessage
+	3,  // 33: ambit.relay.v1.Relay.Renew:output_type -> ambit.relay.v1.EnrolResponse
+	31, // [31:34] is the sub-list for method output_type
+	28, // [28:31] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_relay_v1_relay_proto_init() }
@@ -1404,6 +2301,7 @@ func file_relay_v1_relay_proto_init() {
 		(*AgentMessage_Inventory)(nil),
 		(*AgentMessage_DesiredAck)(nil),
 		(*AgentMessage_Heartbeat)(nil),
+		(*AgentMessage_Telemetry)(nil),
 	}
 	file_relay_v1_relay_proto_msgTypes[5].OneofWrappers = []any{
 		(*ServerMessage_Welcome)(nil),
@@ -1412,14 +2310,15 @@ func file_relay_v1_relay_proto_init() {
 		(*ServerMessage_Heartbeat)(nil),
 		(*ServerMessage_TrustBundle)(nil),
 		(*ServerMessage_Goodbye)(nil),
+		(*ServerMessage_TelemetryAck)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_relay_v1_relay_proto_rawDesc), len(file_relay_v1_relay_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   15,
+			NumEnums:      2,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   2,
 		},
