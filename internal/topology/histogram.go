@@ -41,6 +41,15 @@ func (h *Histogram) Add(o *Histogram) {
 	h.Sum += o.Sum
 }
 
+// Separate turns cumulative buckets, as Prometheus counts, into counts of each. Bounds that the source did not have are empty.
+func (h *Histogram) Separate() {
+	below := 0.0
+	for i, n := range h.Buckets {
+		h.Buckets[i] = max(0, n-below)
+		below = max(below, n)
+	}
+}
+
 // Quantile interpolates linearly within the bucket, as Prometheus does, and says which bucket that is. ok is false for an empty histogram.
 func (h *Histogram) Quantile(q float64) (out Quantile, ok bool) {
 	total := h.Count()
