@@ -44,6 +44,7 @@ build: $(LAB) ## build the programs into bin/
 
 ## ---- check it -----------------------------------------------------------------------------------------------------
 
+.PHONY: web pictures ui-test
 .PHONY: test unit lab-test e2e e2e-long bench lint verify golden fuzz
 test: ## everything: verify, unit, lab and end-to-end tests, side by side where they don't disturb each other
 	@hack/prerequisites.sh
@@ -80,6 +81,9 @@ e2e-long: build lab-binaries ## root rotations with laggards, restarts, rollback
 bench: build lab-binaries ## figures: enrolment, register to Connected, memory, status writes
 	@hack/bench.sh
 
+ui-test: build ## the UI in a real browser (Chromium, playwright-core, axe): every page, both themes, keyboard only
+	@cd test/ui && npm ci --no-fund --no-audit --silent && npm test
+
 golden: ## rewrite golden files from what the code does now
 	@UPDATE=1 go test ./internal/translate/... ./charts/...
 
@@ -101,6 +105,12 @@ generate: tools ## regenerate Go from .proto, deepcopy code and CRDs
 
 lint: tools ## golangci-lint over every module
 	@hack/lint.sh $(TOOLS)/golangci-lint
+
+web: ## build the web application into internal/ui/dist, which is committed
+	@cd web && npm ci --no-fund --no-audit --silent && npm run build
+
+pictures: build ## pictures of the UI for the documentation
+	@cd test/ui && npm ci --no-fund --no-audit --silent && AMBIT_UI_PICTURES=$(CURDIR)/docs/ui npm test
 
 tidy: ## go mod tidy everywhere
 	@for m in $(MODULES); do (cd $$m && go mod tidy) || exit 1; done

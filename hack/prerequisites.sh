@@ -6,6 +6,9 @@ need() { command -v "$1" >/dev/null || missing+=("$2"); }
 need openssl openssl
 need base64 coreutils
 need git git
+need node nodejs
+need npm npm
+need chromium chromium
 need awk gawk
 need diff diffutils
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need initdb postgresql

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything. The checks of generated code and style come first, because they rewrite files in place; then the unit tests and the lab's tests side by
-# side, then each fuzz target for a few seconds beside the latter; last and alone the end-to-end scenarios. Each job's output is printed whole when it ends.
+# side, then each fuzz target for a few seconds and the UI in a browser beside the latter; last and alone the end-to-end scenarios. Each job's output is printed whole when it ends.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 logs=$(mktemp -d)
@@ -26,7 +26,9 @@ start lab-test make --no-print-directory lab-test
 finish unit
 start fuzz hack/fuzz.sh 4s
 finish lab-test
+start ui-test make --no-print-directory ui-test
 finish fuzz
+finish ui-test
 start e2e make --no-print-directory e2e
 finish e2e
 kill $watcher 2>/dev/null
@@ -34,4 +36,4 @@ if [ ${#failed[@]} -gt 0 ]; then
   echo "== FAILED: ${failed[*]}"
   exit 1
 fi
-echo "== all suites passed: verify unit fuzz lab-test e2e"
+echo "== all suites passed: verify unit fuzz lab-test ui-test e2e"

@@ -27,6 +27,9 @@ const examples = `  # in a Pod of namespace gloo-mesh, as the chart runs it
   # on a workstation, against another cluster, without webhook and leader election
   gloo-mesh-mgmt-server --kubeconfig ~/.kube/config --context mgmt --webhook-address off --leader-elect=false
 
+  # look at the UI with a made-up mesh: http://localhost:8090
+  gloo-mesh-mgmt-server --demo small --ui-address 127.0.0.1:8090
+
   # every port on one address only
   gloo-mesh-mgmt-server --bind-address 10.0.0.7`
 
@@ -48,7 +51,7 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	cfg.Identity = cmp.Or(env("POD_NAME"), cfg.Identity)
 	cfg.InPod = env("POD_NAME") != ""
 	var level slog.Level
-	var format string
+	var format, demo string
 	c := &cobra.Command{
 		Use:           "gloo-mesh-mgmt-server",
 		Short:         "The management server: registers clusters, keeps their trust, and says what is so",
@@ -64,6 +67,9 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 			}
 			klog.SetSlogLogger(log)
 			ctrllog.SetLogger(logr.FromSlogHandler(log.Handler()))
+			if demo != "" {
+				return serveDemo(c.Context(), demo, cfg.UIAddress, log)
+			}
 			return server.Run(c.Context(), cfg, log)
 		},
 	}
@@ -82,6 +88,9 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	f.StringVar(&cfg.HealthAddress, "health-address", cfg.HealthAddress, "HOST:PORT of /healthz and /readyz, or \"off\"")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "HOST:PORT of /metrics, or \"off\"")
 	f.StringVar(&cfg.SnapshotAddress, "snapshot-address", cfg.SnapshotAddress, "HOST:PORT on loopback where the leader serves /snapshot (what it knows, for meshctl policy), or \"off\"")
+	f.StringVar(&cfg.UIAddress, "ui-address", cfg.UIAddress, "HOST:PORT of the web UI, or \"off\"")
+	f.StringSliceVar(&cfg.UIHosts, "ui-host", nil, "further name that browsers may call the UI by; may be repeated")
+	f.StringVar(&demo, "demo", "", "serve the UI alone, with a made-up mesh: \"small\" (3 clusters, 40 services) or \"large\" (8 clusters, 2,000 services)")
 	f.StringVar(&cfg.WebhookService, "webhook-service", cfg.WebhookService, "Service of the webhook, for the names in its certificate")
 	f.StringVar(&cfg.WebhookConfiguration, "webhook-configuration", cfg.WebhookConfiguration, "name of the Mutating- and of the ValidatingWebhookConfiguration whose caBundle to keep")
 

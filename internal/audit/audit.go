@@ -107,8 +107,8 @@ type stored struct {
 // maxRecord bounds the bytes of an encoded record. Clean keeps them far below.
 const maxRecord = 256 << 10
 
-// encode gives the bytes of a record, which are never written any other way again.
-func encode(r Record) ([]byte, error) {
+// Encode gives the bytes of a record, which are never written any other way again.
+func Encode(r Record) ([]byte, error) {
 	raw, err := json.Marshal(stored{N: r.N, At: r.At.UTC().Format(timeFormat), Record: r})
 	if err != nil {
 		return nil, fmt.Errorf("audit: encode %s: %w", r.Act, err)

@@ -255,7 +255,7 @@ func (l *Log) try(ctx context.Context, records []Record) error {
 	})
 	for i := range records {
 		records[i].N = l.size + int64(i)
-		raw, err := encode(records[i])
+		raw, err := Encode(records[i])
 		if err != nil {
 			return err
 		}

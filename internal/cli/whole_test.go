@@ -36,7 +36,7 @@ func TestWholeWay(t *testing.T) {
 		_ = w.mgmt.Delete(context.Background(), deployment(w.ns, agentName))
 	})
 	relay, hook := freeAddress(), freeAddress()
-	server.start("--relay-address="+relay, "--webhook-address="+hook, "--health-address="+server.health, "--metrics-address=off", "--audit-file="+filepath.Join(t.TempDir(), "audit.db"))
+	server.start("--relay-address="+relay, "--webhook-address="+hook, "--health-address="+server.health, "--metrics-address=off", "--ui-address=127.0.0.1:0", "--audit-file="+filepath.Join(t.TempDir(), "audit.db"))
 	_, port, _ := net.SplitHostPort(hook)
 	server.each(func() { w.route("https://localhost:" + port) })
 	r := w.meshctl("install", "--kubecontext", hub, "--set", "glooMgmtServer.serviceType=LoadBalancer", "--timeout", "40s")

@@ -32,7 +32,7 @@ const recordTimeout = 5 * time.Second
 
 func (s *server) newAudit() *audit.Log {
 	c := audit.Config{Log: s.log.With("stage", "audit")}
-	if s.cfg.AuditFile == "" && s.cfg.AuditPostgres == "" {
+	if s.auditPlace() == "" {
 		c.Open = func(context.Context) (audit.Store, audit.Key, error) {
 			key, err := audit.NewKey(s.auditName())
 			return audit.NewLines(s.cfg.Audit), key, err
@@ -79,7 +79,7 @@ func (s *server) openStore(ctx context.Context) (closingStore, error) {
 	return postgres.Open(ctx, strings.TrimSpace(string(connection)))
 }
 
-// auditPlace is where the log is, for people.
+// auditPlace is where the log is, for people; empty: nowhere.
 func (s *server) auditPlace() string {
 	return cmp.Or(s.cfg.AuditPostgres, s.cfg.AuditFile)
 }

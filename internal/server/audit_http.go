@@ -42,7 +42,7 @@ func (s *server) auditQuery(w http.ResponseWriter, r *http.Request, act audit.Ac
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return q, as, false
 	}
-	if s.cfg.AuditFile == "" {
+	if s.auditPlace() == "" {
 		http.Error(w, audit.ErrNotKept.Error(), http.StatusNotImplemented)
 		return q, as, false
 	}

@@ -36,7 +36,7 @@ func BenchmarkFiftyAgents(b *testing.B) {
 		ns := kubetest.Namespace(b, c)
 		address, health := freeAddress(b), freeAddress(b)
 		cmd := exec.Command(bin, "--kubeconfig", kubetest.Kubeconfig(b, rc), "--namespace", ns, "--relay-address", address, "--health-address", health,
-			"--metrics-address=off", "--webhook-address=off", "--snapshot-address=off", "--log-level=error")
+			"--metrics-address=off", "--webhook-address=off", "--snapshot-address=off", "--ui-address=off", "--log-level=error")
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); err != nil {
 			b.Fatal(err)

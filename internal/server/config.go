@@ -54,6 +54,9 @@ type Config struct {
 	// ConfigDistribution keeps a peer of each cluster in every other one (featureGates.ConfigDistribution).
 	ConfigDistribution bool
 
+	// UIAddress is where the web UI is; "off": nowhere. UIHosts are the names it may be called by, besides localhost, addresses and its Service.
+	UIAddress string
+	UIHosts   []string
 	// AuditPostgres is a file with the connection string of the PostgreSQL database that keeps the audit log; empty: AuditFile does.
 	AuditPostgres string
 	// AuditFile keeps the audit log (SQLite); empty: it is written to Audit and not kept.
@@ -79,7 +82,7 @@ func DefaultConfig() Config {
 	}
 	return Config{
 		Namespace: "gloo-mesh", ClusterDomain: "cluster.local", Service: "gloo-mesh-mgmt-server",
-		RelayAddress: ":9900", WebhookAddress: ":9443", HealthAddress: ":8081", MetricsAddress: ":9091", SnapshotAddress: "127.0.0.1:9093",
+		RelayAddress: ":9900", WebhookAddress: ":9443", HealthAddress: ":8081", MetricsAddress: ":9091", SnapshotAddress: "127.0.0.1:9093", UIAddress: ":8090",
 		WebhookService: "gloo-mesh-mgmt-server-webhook", WebhookConfiguration: "gloo-mesh-mgmt-server",
 		LeaderElect: true, Lease: "gloo-mesh-mgmt-server", LeaseDuration: 2 * time.Minute, Identity: host, WarmGrace: 30 * time.Second, AuditMirror: true,
 	}

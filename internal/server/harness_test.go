@@ -53,6 +53,7 @@ type running struct {
 func config(t *testing.T, rc *rest.Config, ns string) Config {
 	t.Helper()
 	cfg := DefaultConfig()
+	cfg.UIAddress = "127.0.0.1:0"
 	cfg.Namespace, cfg.Kubeconfig, cfg.Context = ns, kubetest.Kubeconfig(t, rc), "test"
 	cfg.BindAddress, cfg.WebhookAddress = "127.0.0.1", off
 	for _, a := range []*string{&cfg.RelayAddress, &cfg.HealthAddress, &cfg.MetricsAddress, &cfg.SnapshotAddress} {

@@ -77,7 +77,7 @@ func (f *fleet) serve() {
 			b.Fatalf("%s: %v", out, err)
 		}
 		cmd := exec.Command(bin, "--kubeconfig", kubetest.Kubeconfig(b, f.rest), "--namespace", f.ns, "--relay-address", f.cfg.RelayAddress, "--health-address", f.cfg.HealthAddress,
-			"--metrics-address=off", "--webhook-address=off", "--snapshot-address=off", "--log-level=error")
+			"--metrics-address=off", "--webhook-address=off", "--snapshot-address=off", "--ui-address=off", "--log-level=error")
 		cmd.Stderr = os.Stderr
 		if err := cmd.Start(); err != nil {
 			b.Fatal(err)

@@ -98,6 +98,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if l := listeners["snapshot"]; l != nil {
 		tasks = append(tasks, task{"snapshot", func(ctx context.Context) error { return serveHTTP(ctx, l, s.snapshotHandler(), log) }})
 	}
+	if l := listeners["ui"]; l != nil {
+		tasks = append(tasks, task{"ui", func(ctx context.Context) error { return serveHTTP(ctx, l, s.uiHandler(ctx), log) }})
+	}
 	if l := listeners["webhook"]; l != nil {
 		handler := admission.NewHandler(validate.Options{AdminNamespace: cfg.Namespace, Snapshot: s.settled}, time.Now, log, s.noteDeletion, s.audit.Append)
 		tasks = append(tasks,
@@ -179,7 +182,7 @@ func invalid(o validate.Options) func(client.Object) string {
 // listen opens every port before anything starts, so that a port in use is said at once, with its flag.
 func (s *server) listen(ctx context.Context) (map[string]net.Listener, error) {
 	out := map[string]net.Listener{}
-	for name, address := range map[string]string{"relay": s.cfg.RelayAddress, "webhook": s.cfg.WebhookAddress, "health": s.cfg.HealthAddress, "metrics": s.cfg.MetricsAddress, "snapshot": s.cfg.SnapshotAddress} {
+	for name, address := range map[string]string{"relay": s.cfg.RelayAddress, "webhook": s.cfg.WebhookAddress, "health": s.cfg.HealthAddress, "metrics": s.cfg.MetricsAddress, "snapshot": s.cfg.SnapshotAddress, "ui": s.cfg.UIAddress} {
 		if address == off {
 			continue
 		}
