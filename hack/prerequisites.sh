@@ -6,6 +6,7 @@ need() { command -v "$1" >/dev/null || missing+=("$2"); }
 need openssl openssl
 need base64 coreutils
 need git git
+need curl curl
 need node nodejs
 need npm npm
 need chromium chromium

@@ -287,3 +287,21 @@ meshctl cluster register prod-eu-west-3 --mgmt-context mgmt --remote-context pro
 	lab.Eventually(t, 60*time.Second, connections, allConnected)
 	lab.Run(t, `meshctl check --mgmt-context mgmt`)
 }
+
+// Test12PageOpensTheUI is the page's "Observability": the command as it stands, and what a browser asks for first.
+func Test12PageOpensTheUI(t *testing.T) {
+	out := lab.Run(t, `
+kubectl --context mgmt -n gloo-mesh port-forward svc/gloo-mesh-ui 8090:8090 >forward.log 2>&1 &
+trap "kill $!" EXIT
+for _ in $(seq 100); do curl -sf http://localhost:8090/ >index.html && break; sleep 0.2; done
+grep -o '<title>.*</title>' index.html
+curl -sf "http://localhost:8090$(grep -o '/assets/[^"]*\.js' index.html)" | head -c 20 | wc -c
+curl -sf http://localhost:8090/api/v1/now | grep -o '"verdict":"[^"]*"'
+curl -sf http://localhost:8090/api/v1/clusters | grep -o '"name":"prod-eu-west-3"'
+curl -s -X DELETE -o /dev/null -w '%{http_code}\n' http://localhost:8090/api/v1/clusters/prod-eu-west-3
+curl -s -H 'Host: evil.example' -o /dev/null -w '%{http_code}\n' http://localhost:8090/api/v1/clusters`)
+	lines := strings.Split(out, "\n")
+	if len(lines) != 6 || lines[0] != "<title>Ambit</title>" || lines[1] != "20" || !strings.Contains(lines[2], "clusters fresh") || lines[4] != "405" || lines[5] != "421" {
+		t.Errorf("the UI answers\n%s", out)
+	}
+}
