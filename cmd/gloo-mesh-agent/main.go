@@ -82,6 +82,8 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	f.StringVar(&cfg.BindAddress, "bind-address", "", "host or IP address for every listener that names none; empty: all")
 	f.StringVar(&cfg.HealthAddress, "health-address", cfg.HealthAddress, "HOST:PORT of /healthz and /readyz, or \"off\"")
 	f.StringVar(&cfg.MetricsAddress, "metrics-address", cfg.MetricsAddress, "HOST:PORT of /metrics and /status, or \"off\"")
+	f.BoolVar(&cfg.Telemetry, "telemetry", cfg.Telemetry, "read the metrics of Istio's proxies and send what they say of edges")
+	f.StringVar(&cfg.OTLPAddress, "otlp-address", cfg.OTLPAddress, "HOST:PORT where applications and proxies send spans (OTLP over gRPC, usually :4317), or \"off\"")
 	f.StringVar(&cfg.Kubeconfig, "kubeconfig", "", "kubeconfig file; empty: the cluster this Pod runs in")
 	f.StringVar(&cfg.Context, "context", "", "context of the kubeconfig")
 	f.TextVar(&level, "log-level", level, "debug, info, warn or error")

@@ -116,6 +116,11 @@ func command(logs io.Writer, env func(string) string) *cobra.Command {
 	f.StringVar(&cfg.AuditFile, "audit-file", cfg.AuditFile, "file of the audit log (SQLite), in a folder that lasts; empty: the log goes to standard output and is not kept")
 	f.StringVar(&cfg.AuditPostgres, "audit-postgres", cfg.AuditPostgres, "file with the connection string of a PostgreSQL database of its own for the audit log, instead of --audit-file; any number of replicas")
 	f.BoolVar(&cfg.AuditMirror, "audit-mirror", cfg.AuditMirror, "write audit records to standard output besides --audit-file or --audit-postgres")
+	f.StringVar(&cfg.TelemetryDir, "telemetry-dir", cfg.TelemetryDir, "folder of the history of edges and of spans; empty: only the map of now is kept, in memory")
+	f.DurationVar(&cfg.MetricsAge, "telemetry-metrics-age", 0, "how long the history of edges is kept (default 360h)")
+	f.Int64Var(&cfg.MetricsBytes, "telemetry-metrics-bytes", 0, "how much of it is kept: the oldest goes first (default 10 GiB)")
+	f.DurationVar(&cfg.TracesAge, "telemetry-traces-age", 0, "how long spans are kept (default 168h)")
+	f.Int64Var(&cfg.TracesBytes, "telemetry-traces-bytes", 0, "how much of them is kept: the oldest go first (default 4 GiB)")
 	f.TextVar(&level, "log-level", level, "debug, info, warn or error")
 	f.StringVar(&format, "log-format", "json", "json or text")
 	return c

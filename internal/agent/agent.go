@@ -71,10 +71,11 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	applier := apply.New(apply.Config{Client: kube.client, Get: kube.get, Namespace: cfg.Namespace, Outcomes: inventory, Log: log.With("stage", "apply")})
 	trust := newTrust(cfg, kube, inventory, log)
 	remotes := newRemotes(cfg, kube, inventory, log)
+	ears := newTelemetry(cfg, kube, log)
 	spoke, err := relay.NewSpoke(relay.SpokeConfig{
 		ServerAddress: cfg.Server, Authority: cfg.Authority, Cluster: cfg.Cluster, UID: uid, Version: version.Version,
 		Identity: store, Inventory: inventory, RenewRatio: cfg.RenewRatio, Log: log.With("stage", "relay"),
-		Dial: dial,
+		Dial: dial, Telemetry: ears.ring,
 		OnDesired: func(ctx context.Context, c synclog.Changes) {
 			applier.Desired(ctx, c)
 			trust.desired(c)
@@ -92,7 +93,9 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	start(task{"cacerts", trust.keeper.Run})
 	start(task{"probe", trust.run})
 	start(task{"remote secrets", remotes.run})
-	start(task{"peers", probe.NewPeers(probe.PeersConfig{Client: kube.client, Source: inventory, Log: log.With("stage", "peers")}).Run})
+	start(task{"peers", probe.NewPeers(probe.PeersConfig{Client: kube.client, Source: inventory, Heard: ears.probed, Log: log.With("stage", "peers")}).Run})
+	start(task{"telemetry", ears.scrape})
+	start(task{"otlp", ears.receive})
 	start(task{"observe", func(ctx context.Context) error {
 		return observe.Run(ctx, observe.Config{Client: kube.client, Source: inventory, Log: log.With("stage", "observe"), KubernetesVersion: kubernetes})
 	}})

@@ -43,6 +43,10 @@ type Config struct {
 	BindAddress    string // host for every listener that names none
 	HealthAddress  string // "off": none
 	MetricsAddress string // "off": none
+	// Telemetry: read the metrics of Istio's proxies and send what they say of edges.
+	Telemetry bool
+	// OTLPAddress is where applications and proxies send spans (OTLP, gRPC). "off": nowhere.
+	OTLPAddress string
 }
 
 // DefaultConfig returns the defaults.
@@ -53,7 +57,7 @@ func DefaultConfig() Config {
 			Root: "relay-root-tls-secret", Client: "relay-client-tls-secret", Registration: "relay-registration-token",
 			Identity: "relay-identity-token-secret", IdentityKey: "token",
 		},
-		HealthAddress: ":8090", MetricsAddress: ":9091",
+		HealthAddress: ":8090", MetricsAddress: ":9091", Telemetry: true, OTLPAddress: off,
 	}
 }
 
@@ -89,7 +93,7 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("%s is empty: want the name of a Secret in namespace %s", flag, c.Namespace))
 		}
 	}
-	for flag, address := range map[string]string{"--health-address": c.HealthAddress, "--metrics-address": c.MetricsAddress} {
+	for flag, address := range map[string]string{"--health-address": c.HealthAddress, "--metrics-address": c.MetricsAddress, "--otlp-address": c.OTLPAddress} {
 		if address != off && !strings.Contains(address, ":") {
 			errs = append(errs, fmt.Errorf("%s %q: want HOST:PORT, :PORT or %q", flag, address, off))
 		}

@@ -1,6 +1,7 @@
 package probe
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -29,11 +31,13 @@ type PeersConfig struct {
 	// Dial and Resolve reach the peers' gateways; nil: as this machine does.
 	Dial    Dialer
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
-	Log     *slog.Logger
+	// Heard, if set, is told of every probe: the peer's name, the round trip or the failure.
+	Heard func(peer mesh.ClusterName, roundTrip time.Duration, failure mesh.PeerFailure)
+	Log   *slog.Logger
 }
 
 const (
-	peerEvery    = time.Minute            // each peer, while it answers
+	peerEvery    = 10 * time.Second       // each peer, while it answers: six a minute make a loss worth showing
 	peerApart    = 300 * time.Millisecond // probes in a large fleet, on average
 	peerSoon     = 3 * time.Second        // after a failure; longer each time, and in a large fleet
 	peerParallel = 16
@@ -51,6 +55,7 @@ type Peers struct {
 
 // peerTarget is one peer.
 type peerTarget struct {
+	cluster mesh.ClusterName
 	address string
 	port    int32
 	due     time.Time
@@ -131,11 +136,14 @@ func (p *Peers) probe(ctx context.Context, name string) {
 		p.mu.Unlock()
 		return
 	}
-	found := mesh.PeerProbe{Address: t.address, Port: t.port}
+	found, peer := mesh.PeerProbe{Address: t.address, Port: t.port}, t.cluster
 	p.mu.Unlock()
 	found.RoundTrip, found.Failure = p.ask(ctx, found.Address, found.Port)
 	if ctx.Err() != nil {
 		return
+	}
+	if p.cfg.Heard != nil {
+		p.cfg.Heard(peer, found.RoundTrip, found.Failure)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -248,7 +256,7 @@ func (p *Peers) Set(u *unstructured.Unstructured) {
 			t = &peerTarget{}
 			p.targets[name] = t
 		}
-		t.address, t.port, t.misses = address, port, 0
+		t.cluster, t.address, t.port, t.misses = peerCluster(u), address, port, 0
 		t.due = time.Now().Add(rand.N(time.Second + time.Duration(len(p.targets))*peerApart/peerParallel)) //nolint:gosec // spreads load, guards nothing
 	}
 }
@@ -277,6 +285,14 @@ func (p *Peers) forget(name string) {
 	}
 	delete(p.targets, name)
 	p.cfg.Source.Delete(synclog.Key{Type: mesh.ItemPeerProbe, Name: name})
+}
+
+// peerCluster is the cluster that a Gateway leads to: the one that our own names are made of, or what a person's label says.
+func peerCluster(u *unstructured.Unstructured) mesh.ClusterName {
+	if name, ours := strings.CutPrefix(u.GetName(), mesh.PeerPrefix); ours {
+		return mesh.ClusterName(name)
+	}
+	return mesh.ClusterName(cmp.Or(u.GetLabels()[mesh.LabelCluster], u.GetName()))
 }
 
 // peerAddress is what a Gateway of class istio-remote leads to: its first address, and the port of HBONE, or, where a peer has none, of what it has.

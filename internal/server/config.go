@@ -63,6 +63,12 @@ type Config struct {
 	AuditFile string
 	// AuditMirror writes records to Audit, besides the file.
 	AuditMirror bool
+	// TelemetryDir keeps the history of edges and spans; empty: only the map is kept, in memory. The others are 0 for the defaults: 15 days, 10 GiB, 7 days, 4 GiB.
+	TelemetryDir string
+	MetricsAge   time.Duration
+	MetricsBytes int64
+	TracesAge    time.Duration
+	TracesBytes  int64
 	// Audit is where audit records go, a line each; nil: standard output.
 	Audit io.Writer
 }
@@ -131,6 +137,13 @@ func (c *Config) Validate() error {
 	}
 	if c.LeaseDuration < 15*time.Second {
 		bad("lease-duration", "%s: want at least 15s", c.LeaseDuration)
+	}
+	for flag, v := range map[string]int64{
+		"telemetry-metrics-age": int64(c.MetricsAge), "telemetry-metrics-bytes": c.MetricsBytes, "telemetry-traces-age": int64(c.TracesAge), "telemetry-traces-bytes": c.TracesBytes,
+	} {
+		if v < 0 {
+			bad(flag, "must not be negative")
+		}
 	}
 	if c.WarmGrace < 0 {
 		bad("warm-grace", "%s: must not be negative", c.WarmGrace)

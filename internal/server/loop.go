@@ -19,6 +19,7 @@ import (
 	"ambitmesh.dev/ambit/internal/relay/synclog"
 	"ambitmesh.dev/ambit/internal/rotation"
 	"ambitmesh.dev/ambit/internal/state"
+	"ambitmesh.dev/ambit/internal/telemetry"
 	"ambitmesh.dev/ambit/internal/tokens"
 	"ambitmesh.dev/ambit/internal/translate"
 )
@@ -42,6 +43,7 @@ type loop struct {
 	trust      *rotation.Board
 	keeper     *rotation.Keeper
 	tokens     *tokens.Board
+	telemetry  *telemetry.Telemetry
 	translator *translate.Translator
 	reporter   *reporter
 	metrics    *metrics
@@ -231,6 +233,7 @@ func (l *loop) membership(ctx context.Context, sources map[mesh.ClusterName]*adm
 		l.state.Forget(c)
 		l.trust.Forget(c)
 		l.tokens.Forget(c)
+		l.telemetry.Forget(c)
 		delete(l.sent, c)
 	}
 	for c, uid := range registered {

@@ -29,6 +29,7 @@ import (
 	"ambitmesh.dev/ambit/internal/report"
 	"ambitmesh.dev/ambit/internal/rotation"
 	"ambitmesh.dev/ambit/internal/state"
+	"ambitmesh.dev/ambit/internal/telemetry"
 	"ambitmesh.dev/ambit/internal/tokens"
 	"ambitmesh.dev/ambit/internal/translate"
 	"ambitmesh.dev/ambit/internal/validate"
@@ -60,6 +61,9 @@ type server struct {
 	certs   *admission.Certificates
 	deleted chan admission.Deletion
 	leading atomic.Pointer[reporter] // nil while this replica does not lead
+	hub     hubPointer               // as leading
+
+	telemetry *telemetry.Telemetry
 }
 
 // Run serves until ctx ends (nil) or a task fails (its name is in the error).
@@ -75,6 +79,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	s.audit = s.newAudit()
+	s.telemetry = s.newTelemetry()
 	listeners, err := s.listen(ctx)
 	if err != nil {
 		return err
@@ -88,6 +93,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		{"watch", s.watch.run},
 		{"relay certificates", s.followSecrets},
 		{"lead", s.lead},
+		{"telemetry", s.telemetry.Run},
 	}
 	if l := listeners["health"]; l != nil {
 		tasks = append(tasks, task{"health", func(ctx context.Context) error { return serveHTTP(ctx, l, healthHandler(s.ready), log) }})
@@ -273,7 +279,9 @@ func (s *server) serveRelay(ctx context.Context) error {
 	if err := persist(ctx, s.log, "read identity records", reg.Load); err != nil {
 		return err
 	}
-	hub := relay.NewHub(relay.HubConfig{Family: s.secrets, Gate: auditedGate{reg, s.audit}, Log: s.log, Version: version.Version})
+	hub := relay.NewHub(relay.HubConfig{Family: s.secrets, Gate: auditedGate{reg, s.audit}, Log: s.log, Version: version.Version, OnTelemetry: s.telemetry.Take})
+	s.hub.Store(hub)
+	defer s.hub.Store(nil)
 	s.metrics.registry.MustRegister(hub.Collector())
 	rep := newReporter(s, hub)
 	relayBell := newBell()
@@ -287,7 +295,7 @@ func (s *server) serveRelay(ctx context.Context) error {
 	defer s.metrics.registry.Unregister(tokenCollector{rep.tokens})
 	lp := &loop{
 		cfg: s.cfg, log: s.log, hub: hub, registry: reg, state: s.state, translator: translate.New(), reporter: rep, metrics: s.metrics,
-		trust: board, keeper: rep.trust, tokens: rep.tokens, written: s.watch.written, relayBell: relayBell, started: time.Now(), changed: map[mesh.ClusterName]bool{}, sent: map[mesh.ClusterName]sent{},
+		trust: board, telemetry: s.telemetry, keeper: rep.trust, tokens: rep.tokens, written: s.watch.written, relayBell: relayBell, started: time.Now(), changed: map[mesh.ClusterName]bool{}, sent: map[mesh.ClusterName]sent{},
 	}
 	if err := persist(ctx, s.log, "first round", lp.once); err != nil {
 		return err

@@ -7,7 +7,7 @@ type examples struct {
 	byBucket [NumBuckets][]Exemplar
 }
 
-// AddExemplar remembers a trace for an edge: the last three per bucket. Unknown edges are remembered too, under the cluster of their called end.
+// AddExemplar remembers a trace for an edge: the last three per bucket. Where the caller is not known, k.From is empty: it is then an example of all edges to k.To.
 func (t *Table) AddExemplar(k Key, e Exemplar) {
 	if e.Bucket < 0 || e.Bucket >= NumBuckets {
 		return
@@ -33,19 +33,23 @@ func (t *Table) AddExemplar(k Key, e Exemplar) {
 	if len(b) == maxExemplars {
 		b = slices.Delete(b, 0, 1)
 	}
-	x.byBucket[e.Bucket] = append(b, e)
-	t.frame = nil
+	x.byBucket[e.Bucket] = append(b, e) // shown with the next report
 }
 
+// exemplars are those of the edge, and those of which only the called end is known, slowest buckets first.
 func (t *Table) exemplars(k Key) []Exemplar {
 	c := t.clusters[k.To.Cluster]
-	if c == nil || c.examples[k] == nil {
+	if c == nil || len(c.examples) == 0 {
 		return nil
 	}
 	var out []Exemplar
-	for _, b := range slices.Backward(c.examples[k].byBucket[:]) {
-		for _, e := range slices.Backward(b) {
-			out = append(out, e)
+	for i := NumBuckets - 1; i >= 0; i-- {
+		for _, x := range []*examples{c.examples[k], c.examples[Key{To: k.To}]} {
+			if x != nil {
+				for _, e := range slices.Backward(x.byBucket[i]) {
+					out = append(out, e)
+				}
+			}
 		}
 	}
 	return out
