@@ -38,6 +38,7 @@ type PeersConfig struct {
 
 const (
 	peerEvery    = 10 * time.Second       // each peer, while it answers: six a minute make a loss worth showing
+	peerBad      = time.Minute            // each peer at least, while it does not
 	peerApart    = 300 * time.Millisecond // probes in a large fleet, on average
 	peerSoon     = 3 * time.Second        // after a failure; longer each time, and in a large fleet
 	peerParallel = 16
@@ -172,7 +173,7 @@ func (p *Peers) pause(misses int) time.Duration {
 	if misses == 0 {
 		return usual
 	}
-	return min(max(peerSoon, time.Duration(len(p.targets))*peerApart/8)<<min(misses-1, 6), usual)
+	return min(max(peerSoon, time.Duration(len(p.targets))*peerApart/8)<<min(misses-1, 6), max(usual, peerBad))
 }
 
 // worthSaying: it is the first word of it, or another one. One miss of a gateway that answered is no news, nor is a round trip that is not half or twice what it was.
