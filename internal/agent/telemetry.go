@@ -44,7 +44,7 @@ func (e *ears) send(r *topology.Report) {
 func (e *ears) extra() ([]topology.Scrape, []topology.CapHit) {
 	scrapes, hits := e.spans.Report()
 	if st := e.ring.Stats(); st.Dropped > 0 {
-		hits = append(hits, topology.CapHit{Cap: "agentRing", Limit: st.Bytes, Dropped: int(min(st.Dropped, 1<<30))}) //nolint:gosec // bounded
+		hits = append(hits, topology.CapHit{Cap: "agentRing", Limit: st.Bytes, Dropped: int(min(st.Dropped, 1<<30))})
 	}
 	return scrapes, hits
 }

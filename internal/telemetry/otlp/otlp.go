@@ -7,6 +7,7 @@ package otlp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -66,13 +67,17 @@ func (r *Receiver) Serve(ctx context.Context, l net.Listener) error {
 			return fmt.Errorf("OTLP on %s: %w", l.Addr(), err)
 		case <-ctx.Done():
 			srv.Stop()
-			<-served
+			if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+				return fmt.Errorf("OTLP on %s: %w", l.Addr(), err)
+			}
 			return nil
 		}
 	}
 }
 
 // export is the one method; the answer is an empty ExportTraceServiceResponse: all was taken.
+//
+//nolint:revive // grpc.MethodDesc wants its arguments in this order
 func export(srv any, _ context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 	var b []byte
 	if err := decode(&b); err != nil {

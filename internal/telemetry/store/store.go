@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/histogram"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql"
@@ -224,7 +225,7 @@ func labelsOf(metric string, cluster mesh.ClusterName, k edgeKey, label, value s
 		from = string(cluster)
 	}
 	set := []string{
-		labels.MetricName, metric, "cluster", string(cluster), "reporter", string(k.by),
+		model.MetricNameLabel, metric, "cluster", string(cluster), "reporter", string(k.by),
 		"source_cluster", from, "source_namespace", k.from.Namespace, "source_service", k.from.Service, "source_principal", string(k.from.Principal),
 		"destination_cluster", to, "destination_namespace", k.to.Namespace, "destination_service", k.to.Service,
 	}
@@ -274,7 +275,7 @@ func (s *Store) write(app storage.Appender, c *cluster, r *topology.Report) (n u
 			rtt = float64(p.Mean) / float64(time.Millisecond)
 		}
 		for metric, v := range map[string]float64{MetricRTT: rtt, MetricLoss: float64(p.Lost) / float64(p.Sent)} {
-			if _, err = app.Append(0, labels.FromStrings(labels.MetricName, metric, "cluster", string(r.Cluster), "peer", string(p.To)), at, v); err != nil {
+			if _, err = app.Append(0, labels.FromStrings(model.MetricNameLabel, metric, "cluster", string(r.Cluster), "peer", string(p.To)), at, v); err != nil {
 				return n, err
 			}
 			n++

@@ -102,7 +102,7 @@ func TestHistory(t *testing.T) {
 	}
 	// After a restart the past is there, and counters that begin anew are no loss.
 	s = open(t, dir)
-	defer s.Close() //nolint:errcheck // a test's end
+	defer s.Close()
 	for i := range 20 {
 		at = at.Add(topology.Interval)
 		if err := s.Append(t.Context(), report("c1", uint64(i+1), at)); err != nil {
@@ -120,7 +120,7 @@ func TestHistory(t *testing.T) {
 // An agent that was cut off sends what it kept, older than what others sent meanwhile.
 func TestReplay(t *testing.T) {
 	s := open(t, t.TempDir())
-	defer s.Close() //nolint:errcheck // a test's end
+	defer s.Close()
 	at := noon().Add(50 * time.Minute)
 	if err := s.Append(t.Context(), report("c1", 1, at)); err != nil {
 		t.Fatal(err)
@@ -137,7 +137,7 @@ func TestReplay(t *testing.T) {
 
 func TestBadQueries(t *testing.T) {
 	s := open(t, t.TempDir())
-	defer s.Close() //nolint:errcheck // a test's end
+	defer s.Close()
 	if _, err := s.Query(t.Context(), `sum(`, noon()); !errors.Is(err, store.ErrBadQuery) {
 		t.Errorf("unfinished: %v", err)
 	}
@@ -152,7 +152,7 @@ func TestBadQueries(t *testing.T) {
 // BenchmarkAllEdgeP99 is the p99 of 10,000 edges over five minutes: < 0.5 CPU-seconds.
 func BenchmarkAllEdgeP99(b *testing.B) {
 	s := open(b, b.TempDir())
-	defer s.Close() //nolint:errcheck // a benchmark's end
+	defer s.Close()
 	w := demo.New(demo.Large())
 	at := noon()
 	for range 24 {
@@ -179,7 +179,7 @@ func BenchmarkAllEdgeP99(b *testing.B) {
 // BenchmarkAppend is an interval of the large mesh: 10,000 edges, seen from both sides.
 func BenchmarkAppend(b *testing.B) {
 	s := open(b, b.TempDir())
-	defer s.Close() //nolint:errcheck // a benchmark's end
+	defer s.Close()
 	w := demo.New(demo.Large())
 	at := noon()
 	samples := func() float64 { return float64(s.Stats().Samples) }
