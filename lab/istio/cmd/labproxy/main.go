@@ -31,6 +31,7 @@ import (
 
 	"ambitmesh.dev/ambit/lab/istio/internal/gateway"
 	"ambitmesh.dev/ambit/lab/istio/internal/hbone"
+	"ambitmesh.dev/ambit/lab/istio/internal/stats"
 	"ambitmesh.dev/ambit/lab/istio/internal/svid"
 	"ambitmesh.dev/ambit/lab/istio/internal/wds"
 	"ambitmesh.dev/ambit/lab/istio/internal/ztunnel"
@@ -112,8 +113,9 @@ func main() {
 }
 
 func runZtunnel(ctx context.Context, cfg config, log *slog.Logger) error {
+	counters := stats.New()
 	z := ztunnel.New(ztunnel.Config{
-		ClusterID: cfg.clusterID, Network: cfg.network, TrustDomain: cfg.trustDomain, Socket: cfg.socket, Identity: cfg.svid(""), Log: log,
+		Stats: counters, ClusterID: cfg.clusterID, Network: cfg.network, TrustDomain: cfg.trustDomain, Socket: cfg.socket, Identity: cfg.svid(""), Log: log,
 	})
 	g, ctx := errgroup.WithContext(ctx)
 	notReady := func() string {
@@ -123,7 +125,7 @@ func runZtunnel(ctx context.Context, cfg config, log *slog.Logger) error {
 		return ""
 	}
 	for _, port := range []string{":15021", ":15020"} {
-		g.Go(func() error { return serveHTTP(ctx, port, statusHandler(notReady, nil)) })
+		g.Go(func() error { return serveHTTP(ctx, port, statusHandler(notReady, nil, counters)) })
 	}
 	g.Go(func() error { return wds.Run(ctx, cfg.wds(), z.Store(), log) })
 	g.Go(func() error {
@@ -160,7 +162,7 @@ func runGateway(ctx context.Context, cfg config, log *slog.Logger) error {
 		return "istiod has not told of the mesh yet"
 	}
 	for _, port := range []string{":15021", ":15020"} {
-		g.Go(func() error { return serveHTTP(ctx, port, statusHandler(notReady, id)) })
+		g.Go(func() error { return serveHTTP(ctx, port, statusHandler(notReady, id, nil)) })
 	}
 	g.Go(func() error {
 		// Without an SVID nobody could complete a handshake: listen when there is one.
@@ -196,7 +198,7 @@ func runGateway(ctx context.Context, cfg config, log *slog.Logger) error {
 }
 
 // statusHandler answers the templates' probes and Prometheus.
-func statusHandler(notReady func() string, id *svid.Identity) http.Handler {
+func statusHandler(notReady func() string, id *svid.Identity, counters *stats.Counters) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
 		if why := notReady(); why != "" {
@@ -209,6 +211,7 @@ func statusHandler(notReady func() string, id *svid.Identity) http.Handler {
 		if id != nil {
 			fmt.Fprintf(w, "# TYPE labproxy_certificate_expiry_timestamp_seconds gauge\nlabproxy_certificate_expiry_timestamp_seconds %d\n", id.Expiry().Unix())
 		}
+		_, _ = counters.WriteTo(w)
 	})
 	return mux
 }

@@ -86,7 +86,7 @@ func TestConfig(t *testing.T) {
 // TestStatus: probes and metrics.
 func TestStatus(t *testing.T) {
 	why := "no certificate yet"
-	h := statusHandler(func() string { return why }, svid.New(svid.Config{}, slog.New(slog.DiscardHandler)))
+	h := statusHandler(func() string { return why }, svid.New(svid.Config{}, slog.New(slog.DiscardHandler)), nil)
 	get := func(path string) (int, string) {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
@@ -102,7 +102,7 @@ func TestStatus(t *testing.T) {
 	if code, body := get("/stats/prometheus"); code != http.StatusOK || !strings.HasSuffix(body, "\nlabproxy_certificate_expiry_timestamp_seconds 0\n") {
 		t.Errorf("metrics: %d %q", code, body)
 	}
-	h = statusHandler(func() string { return "" }, nil)
+	h = statusHandler(func() string { return "" }, nil, nil)
 	if code, body := get("/stats/prometheus"); code != http.StatusOK || body != "" {
 		t.Errorf("metrics of a ztunnel: %d %q", code, body)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"ambitmesh.dev/ambit/lab/istio/internal/authz"
 	"ambitmesh.dev/ambit/lab/istio/internal/hbone"
+	"ambitmesh.dev/ambit/lab/istio/internal/stats"
 	"ambitmesh.dev/ambit/lab/istio/internal/wds"
 )
 
@@ -67,6 +68,7 @@ func (z *Ztunnel) accept(ctx context.Context, p *pod, r hbone.Request) (*hbone.S
 	if err != nil {
 		return nil, err
 	}
+	edge := z.inboundEdge(w, r)
 	conn := authz.Conn{Principal: strings.TrimPrefix(r.Peer, "spiffe://"), Dest: dest}
 	if a, ok := r.Remote.(*net.TCPAddr); ok {
 		conn.Source = a.AddrPort().Addr().Unmap()
@@ -76,14 +78,37 @@ func (z *Ztunnel) accept(ctx context.Context, p *pod, r hbone.Request) (*hbone.S
 	verdict := authz.Decide(z.store.Policies(), policiesOf(w), conn)
 	if !verdict.Allowed {
 		p.streams.leave(s)
+		z.cfg.Stats.Add(stats.Failed, edge, stats.Deny, 1)
 		return nil, &hbone.Refusal{Status: http.StatusUnauthorized, Reason: verdict.Text}
 	}
 	out, err := dialIn(ctx, p.netns, dest.String())
 	if err != nil {
 		p.streams.leave(s)
+		z.cfg.Stats.Add(stats.Failed, edge, stats.Connect, 1)
 		return nil, &hbone.Refusal{Status: http.StatusServiceUnavailable, Reason: err.Error()}
 	}
-	return &hbone.Stream{Conn: out, Verdict: verdict.Text, Revoked: s.revoked, Done: func() { p.streams.leave(s) }}, nil
+	out, closed := z.cfg.Stats.Open(edge, out)
+	return &hbone.Stream{Conn: out, Verdict: verdict.Text, Revoked: s.revoked, Done: func() { closed(); p.streams.leave(s) }}, nil
+}
+
+// inboundEdge is the connection as this side's metrics tell it. Who calls from another network is known by its identity only: the address is the gateway's.
+func (z *Ztunnel) inboundEdge(w *workloadapi.Workload, r hbone.Request) stats.Edge {
+	e := stats.Edge{Reporter: "destination", From: stats.End{Principal: r.Peer}, To: stats.EndOf(w, wds.Identity(w))}
+	e.To.Cluster = z.cfg.ClusterID
+	if a, ok := r.Remote.(*net.TCPAddr); ok {
+		if from := z.store.ByAddress(z.cfg.Network, a.AddrPort().Addr().Unmap()); from != nil && wds.Identity(from) == r.Peer {
+			e.From = stats.EndOf(from, r.Peer)
+		}
+	}
+	host, _, _ := net.SplitHostPort(r.Authority)
+	svc := z.store.ByHost(host)
+	if svc == nil { // the workload's address: the service whose endpoint it is, if that is one
+		for _, s := range z.store.Services(func(s *workloadapi.Service) bool { return w.GetServices()[wds.ServiceKey(s)] != nil }) {
+			svc = s
+			break
+		}
+	}
+	return e.OfService(svc)
 }
 
 // destination reads the authority: the Pod's own address, or a service that the

@@ -19,6 +19,7 @@ import (
 	"istio.io/istio/pkg/workloadapi"
 
 	"ambitmesh.dev/ambit/lab/istio/internal/hbone"
+	"ambitmesh.dev/ambit/lab/istio/internal/stats"
 	"ambitmesh.dev/ambit/lab/istio/internal/svid"
 	"ambitmesh.dev/ambit/lab/istio/internal/wds"
 )
@@ -66,17 +67,22 @@ func (z *Ztunnel) connect(w http.ResponseWriter, r *http.Request, p *pod, log *s
 		if refused, ok := errors.AsType[*hbone.RefusedError](err); ok && refused.Status == http.StatusUnauthorized {
 			status, reason = http.StatusForbidden, refused.Reason
 		}
+		z.cfg.Stats.Add(stats.Failed, o.edge(r.Host), stats.Connect, 1) // also where the destination denied: only there is known why
 		log.Info("connection failed", "direction", "outbound", "target", r.Host, "status", status, "error", err)
 		w.Header().Set(hbone.HeaderVerdict, reason)
 		w.WriteHeader(status)
 		return
 	}
 	defer out.Close()
+	edge := o.edge(r.Host)
 	if t, ok := out.(*hbone.Tunnel); ok {
 		w.Header().Set(hbone.HeaderVerdict, t.Verdict)
 	} else {
+		edge.Plain = true
 		w.Header().Set(hbone.HeaderVerdict, "the destination is not in the mesh: plain TCP, nothing is checked")
 	}
+	out, closed := z.cfg.Stats.Open(edge, out)
+	defer closed()
 	in, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
 		log.Error("hijack", "error", err)
@@ -112,6 +118,30 @@ type opening struct {
 	z    *Ztunnel
 	pod  *pod
 	path []string // for people
+	// service and workload are where it goes, as far as this side knows: a remote workload is behind its gateway.
+	service  *workloadapi.Service
+	workload *workloadapi.Workload
+}
+
+// edge is the connection as this side's metrics tell it.
+func (o *opening) edge(target string) stats.Edge {
+	principal := fmt.Sprintf("spiffe://%s/ns/%s/sa/%s", o.z.cfg.TrustDomain, o.pod.Namespace, o.pod.ServiceAccount)
+	e := stats.Edge{Reporter: "source", From: stats.EndOf(o.z.workload(o.pod), principal)}
+	if e.From.Workload == "" {
+		e.From.Workload, e.From.Namespace = o.pod.Name, o.pod.Namespace
+	}
+	e.From.Cluster = o.z.cfg.ClusterID
+	if o.workload != nil {
+		e.To = stats.EndOf(o.workload, wds.Identity(o.workload))
+	}
+	if e = e.OfService(o.service); e.Host == "" && o.workload == nil {
+		e.Host, _, _ = net.SplitHostPort(target)
+		// A name that istiod of this cluster need not know: its namespace is in it, as in a service's of another.
+		if labels := strings.Split(e.Host, "."); len(labels) > 2 && labels[2] == "svc" {
+			e.Service, e.Namespace = labels[0], labels[1]
+		}
+	}
+	return e
 }
 
 func (o *opening) hop(format string, args ...any) {
@@ -168,6 +198,7 @@ func (o *opening) passthrough(ctx context.Context, host, port string) (net.Conn,
 }
 
 func (o *opening) toService(ctx context.Context, svc *workloadapi.Service, port uint32) (net.Conn, error) {
+	o.service = svc
 	authority := net.JoinHostPort(svc.GetHostname(), fmt.Sprint(port))
 	if gw := svc.GetWaypoint(); gw != nil {
 		return o.throughWaypoint(ctx, gw, authority)
@@ -194,6 +225,7 @@ func (o *opening) toService(ctx context.Context, svc *workloadapi.Service, port 
 
 // toWorkload goes to a workload of the own network.
 func (o *opening) toWorkload(ctx context.Context, w *workloadapi.Workload, target string) (net.Conn, error) {
+	o.workload = w
 	if w.GetTunnelProtocol() != workloadapi.TunnelProtocol_HBONE {
 		o.hop("plain TCP to %s/%s", w.GetNamespace(), w.GetName())
 		return dialIn(ctx, o.pod.netns, target)

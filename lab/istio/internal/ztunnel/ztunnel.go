@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"ambitmesh.dev/ambit/lab/istio/internal/hbone"
+	"ambitmesh.dev/ambit/lab/istio/internal/stats"
 	"ambitmesh.dev/ambit/lab/istio/internal/svid"
 	"ambitmesh.dev/ambit/lab/istio/internal/wds"
 )
@@ -33,6 +34,7 @@ type Config struct {
 	ClusterID, Network, TrustDomain string
 	Socket                          string // of the node
 	Identity                        svid.Config
+	Stats                           *stats.Counters // of connections; nil: not counted
 	Log                             *slog.Logger
 }
 
