@@ -14,7 +14,7 @@ STATE    ?= $(CURDIR)/.lab
 # Modules of this repository, each with its own go.mod, so that the product's stays lean.
 MODULES  := . lab lab/kube lab/istio lab/vault lab/certmanager tools
 # LAB_CLUSTERS=n is the number of workload clusters (default 4, the last one unregistered).
-LAB_UP   := --state $(STATE) --trust policy $(if $(LAB_CLUSTERS),--clusters $(LAB_CLUSTERS)) $(LAB_FLAGS)
+LAB_UP   := --state $(STATE) --trust policy --traffic $(if $(LAB_CLUSTERS),--clusters $(LAB_CLUSTERS)) $(LAB_FLAGS)
 export CGO_ENABLED := 0
 GOFLAGS ?= -buildvcs=false
 export GOFLAGS

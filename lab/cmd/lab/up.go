@@ -25,6 +25,7 @@ type upOptions struct {
 	noMgmt     bool
 	trust      string
 	secretTTL  time.Duration
+	traffic    bool
 }
 
 func upCommand(open func() (state.Dir, error)) *cobra.Command {
@@ -56,6 +57,7 @@ func upCommand(open func() (state.Dir, error)) *cobra.Command {
 	cmd.Flags().BoolVar(&o.noMgmt, "no-mgmt", false, "do not install the management plane")
 	cmd.Flags().StringVar(&o.trust, "trust", string(state.TrustShared),
 		"where the istiods have their CA from: shared (intermediates under one root of the lab), separate (each makes a root: no cluster trusts another) or policy (a RootTrustPolicy: the management plane issues them)")
+	cmd.Flags().BoolVar(&o.traffic, "traffic", false, "applications in namespace shop that call each other all the time, over clusters, with a slow, a failing and a denied one")
 	cmd.Flags().DurationVar(&o.secretTTL, "secret-ttl", 0, "life of workload certificates (SECRET_TTL); istio's default of 24h when not given")
 	return cmd
 }
@@ -99,7 +101,7 @@ func up(ctx context.Context, dir state.Dir, o upOptions, chosen bool, out *print
 	next := &state.Lab{
 		Clusters: keepPorts(clusters, lab.Clusters), UIPort: lab.UIPort,
 		OneProcess: o.oneProcess, NoMgmt: o.noMgmt, Started: time.Now(),
-		Trust: state.Trust(o.trust), SecretTTL: o.secretTTL,
+		Trust: state.Trust(o.trust), SecretTTL: o.secretTTL, Traffic: o.traffic,
 	}
 	cmd, err := launch(ctx, dir, next, out)
 	if err != nil {

@@ -8,6 +8,10 @@
 //	CLUSTER  name of the cluster, NAMESPACE, POD: copied into the answer
 //	PORT     port to listen on (default 9080)
 //	CALLS    space-separated URLs to call for each request
+//	SLOW     how long a request takes, in the middle, e.g. 400ms
+//	ERRORS   share of requests answered with 503, e.g. 0.12
+//	TRAFFIC  space-separated URL@PERIOD: URLs called for ever, each about once a PERIOD
+//	OTLP     HOST:PORT to which spans are sent (gRPC); none without it
 //
 // Paths: /health answers "ok"; /call?url=URL calls URL and reports status,
 // time and body, so that a test can drive traffic from inside a Pod; every
@@ -26,6 +30,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -61,6 +66,8 @@ type app struct {
 	self   answer
 	calls  []string
 	client *http.Client
+	behave behave
+	spans  *spans
 }
 
 func main() {
@@ -77,7 +84,10 @@ func run() error {
 	if err != nil {
 		return fmt.Errorf("hostname: %w", err)
 	}
-	srv := &http.Server{Addr: ":" + env("PORT", "9080"), Handler: newApp(host, os.Getenv), ReadHeaderTimeout: 10 * time.Second}
+	a := newApp(host, os.Getenv)
+	go a.spans.run(ctx)
+	a.drive(ctx, os.Getenv("TRAFFIC"))
+	srv := &http.Server{Addr: ":" + env("PORT", "9080"), Handler: a, ReadHeaderTimeout: 10 * time.Second}
 	go func() {
 		<-ctx.Done()
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -108,7 +118,9 @@ func newApp(host string, getenv func(string) string) *app {
 			Cluster: getenv("CLUSTER"), Pod: getenv("POD"),
 		},
 		calls:  strings.Fields(getenv("CALLS")),
-		client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DialContext: dialMesh}},
+		client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+			DialContext: dialMesh, DisableKeepAlives: getenv("OTLP") != "", // who is watched makes connections to be seen
+		}},
 	}
 	if a.self.Pod == "" {
 		a.self.Pod = host
@@ -116,6 +128,9 @@ func newApp(host string, getenv func(string) string) *app {
 	if a.self.Service == "" {
 		a.self.Service, _, _ = strings.Cut(a.self.Pod, "-")
 	}
+	a.behave.slow, _ = time.ParseDuration(getenv("SLOW"))
+	a.behave.errors, _ = strconv.ParseFloat(getenv("ERRORS"), 64)
+	a.spans = newSpans(getenv("OTLP"), a.self)
 	return a
 }
 
@@ -129,35 +144,43 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			http.Error(w, "say which URL to call: /call?url=http://details.bookinfo:9080/", http.StatusBadRequest)
 			return
 		}
-		reply(w, a.call(r, url))
+		reply(w, a.call(r.Context(), r.Header, url))
 	default:
+		span := a.spans.start(r.Context(), r.Header, r.Method+" "+r.URL.Path, kindServer)
+		failed := a.behave.fails()
+		defer func() { span.end(failed) }()
 		out := a.self
 		out.Path = r.URL.Path
 		out.Calls = make([]called, len(a.calls))
 		var wg sync.WaitGroup
 		for i, url := range a.calls {
-			wg.Go(func() { out.Calls[i] = a.call(r, url) })
+			wg.Go(func() { out.Calls[i] = a.call(r.Context(), span.header(), url) })
 		}
 		wg.Wait()
+		a.behave.wait(r.Context())
+		if failed {
+			http.Error(w, "this service fails at times", http.StatusServiceUnavailable)
+			return
+		}
 		reply(w, out)
 	}
 }
 
-// call fetches url on behalf of the request r.
-func (a *app) call(r *http.Request, url string) (c called) {
+// call fetches url on behalf of a request with headers h.
+func (a *app) call(ctx context.Context, h http.Header, url string) (c called) {
 	c.URL = url
 	start := time.Now()
-	defer func() { c.Millis = time.Since(start).Milliseconds() }()
-	req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, url, nil) //nolint:gosec,nolintlint // calling what it is told to is what it is for; gosec sees it only at times
+	span := a.spans.start(ctx, h, "GET "+url, kindClient)
+	defer func() {
+		c.Millis = time.Since(start).Milliseconds()
+		span.end(c.Error != "" || c.Status >= http.StatusInternalServerError)
+	}()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil) //nolint:gosec,nolintlint // calling what it is told to is what it is for; gosec sees it only at times
 	if err != nil {
 		c.Error = err.Error()
 		return c
 	}
-	for _, h := range traceHeaders() {
-		if v := r.Header.Get(h); v != "" {
-			req.Header.Set(h, v)
-		}
-	}
+	req.Header = span.header()
 	resp, err := a.client.Do(req) //nolint:gosec,nolintlint // as above
 	if err != nil {
 		c.Error = err.Error()

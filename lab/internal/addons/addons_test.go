@@ -150,7 +150,7 @@ func TestRoot(t *testing.T) {
 
 func TestManifests(t *testing.T) {
 	for name, render := range map[string]func(string) ([]*unstructured.Unstructured, error){
-		"eastwest.yaml": EastWest, "demo.yaml": Demo,
+		"eastwest.yaml": EastWest, "demo.yaml": Demo, "shop.yaml": Shop,
 	} {
 		objs, err := render("cluster-1")
 		if err != nil {

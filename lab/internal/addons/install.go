@@ -41,6 +41,8 @@ type Options struct {
 	Root *Root
 	// SecretTTL is how long certificates of workloads and gateways live; 24 h when zero.
 	SecretTTL time.Duration
+	// Traffic adds namespace shop, whose applications never rest.
+	Traffic bool
 }
 
 // Installer has everything that is the same for all clusters.
@@ -136,7 +138,13 @@ func (in *Installer) apply(ctx context.Context, c *client, cluster string) error
 	if err != nil {
 		return err
 	}
-	namespaces, rest := split(slices.Concat(istiod, ztunnel, demo, eastWest), func(o *unstructured.Unstructured) bool {
+	var shop []*unstructured.Unstructured
+	if in.opts.Traffic {
+		if shop, err = Shop(cluster); err != nil {
+			return err
+		}
+	}
+	namespaces, rest := split(slices.Concat(istiod, ztunnel, demo, shop, eastWest), func(o *unstructured.Unstructured) bool {
 		return o.GetKind() == "Namespace"
 	})
 	gatewayAPI, rest := split(rest, func(o *unstructured.Unstructured) bool {

@@ -83,6 +83,18 @@ func Demo(cluster string) ([]*unstructured.Unstructured, error) {
 	return manifest("demo.yaml", map[string]any{"Cluster": cluster, "Namespaces": demo()})
 }
 
+// Shop returns the namespace with traffic that never rests: visitors ask frontend, which asks quotes (slow) and invoices (which fails at times, and asks ledger);
+// ledger refuses visitors. All are global services: about every other call goes to another cluster.
+func Shop(cluster string) ([]*unstructured.Unstructured, error) {
+	return manifest("shop.yaml", map[string]any{"Cluster": cluster, "Apps": []map[string]string{
+		{"Name": "visitors", "Env": "TRAFFIC", "Value": "http://frontend.shop:8080/@400ms http://ledger.shop:8080/@2s"},
+		{"Name": "frontend", "Env": "CALLS", "Value": "http://quotes.shop:8080/ http://invoices.shop:8080/"},
+		{"Name": "quotes", "Env": "SLOW", "Value": "300ms"},
+		{"Name": "invoices", "Env": "CALLS", "Value": "http://ledger.shop:8080/", "Errors": "0.12"},
+		{"Name": "ledger", "Env": "SLOW", "Value": "4ms"},
+	}})
+}
+
 // IstioSystem returns the namespace of istiod, which carries the network name.
 func IstioSystem(cluster string) *unstructured.Unstructured {
 	return &unstructured.Unstructured{Object: map[string]any{

@@ -122,7 +122,7 @@ func (d *daemon) bringUp(ctx, units context.Context) error {
 		return control.EtcdCommand(d.lab.Kube, d.dir.Etcd()), nil
 	}, d.dir.LogOf("etcd"))))
 	d.startKube(units, clusters)
-	opts := addons.Options{SecretTTL: d.lab.SecretTTL}
+	opts := addons.Options{SecretTTL: d.lab.SecretTTL, Traffic: d.lab.Traffic}
 	if d.lab.Trust == state.TrustShared {
 		root, err := addons.NewRoot(time.Now())
 		if err != nil {

@@ -47,6 +47,7 @@ type Lab struct {
 	// Trust says where the istiods have their CA from.
 	Trust     Trust         `json:"trust"`
 	SecretTTL time.Duration `json:"secretTTL,omitempty"` // life of workload certificates; 24 h when zero
+	Traffic   bool          `json:"traffic,omitempty"`   // namespace shop, whose applications never rest
 
 	Kube       string    `json:"kube"` // binary with the control planes
 	IstioDir   string    `json:"istioDir"`
