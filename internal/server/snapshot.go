@@ -10,6 +10,8 @@ import (
 
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/tokens"
+	"ambitmesh.dev/ambit/internal/topology"
+	"ambitmesh.dev/ambit/internal/traces"
 )
 
 // savedSnapshot is what GET /snapshot answers: what translation knows, and no secret.
@@ -62,8 +64,39 @@ func (s *server) snapshotHandler() http.Handler {
 		}
 		s.answer(w, r, savedTokens{Pairs: rep.tokens.Pairs(), At: time.Now().UTC(), Off: s.cfg.RemoteSecrets.Off})
 	})
+	// What agents saw: the rows of the map, what can not be seen, and one trace; for bug reports.
+	mux.HandleFunc("GET /topology", func(w http.ResponseWriter, r *http.Request) {
+		v, err := s.telemetry.Table().Snapshot(topology.Query{Level: topology.Level(r.URL.Query().Get("level")), Focus: r.URL.Query().Get("focus")}, time.Now())
+		s.answerOr(w, r, v, err)
+	})
+	mux.HandleFunc("GET /telemetry", func(w http.ResponseWriter, r *http.Request) {
+		v, err := s.telemetry.Coverage(r.Context())
+		s.answerOr(w, r, v, err)
+	})
+	mux.HandleFunc("GET /traces", func(w http.ResponseWriter, r *http.Request) {
+		v, err := s.telemetry.SearchTraces(r.Context(), traces.Query{Service: r.URL.Query().Get("service"), Errors: r.URL.Query().Has("errors")})
+		s.answerOr(w, r, v, err)
+	})
+	mux.HandleFunc("GET /traces/{id}", func(w http.ResponseWriter, r *http.Request) {
+		id, err := traces.ParseTraceID(r.PathValue("id"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		v, err := s.telemetry.Trace(r.Context(), id, r.URL.Query().Has("raw"))
+		s.answerOr(w, r, v, err)
+	})
 	s.auditHandlers(mux)
 	return mux
+}
+
+// answerOr answers, or says what is wrong.
+func (s *server) answerOr(w http.ResponseWriter, r *http.Request, v any, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusUnprocessableEntity)
+		return
+	}
+	s.answer(w, r, v)
 }
 
 // answer writes v as JSON, compressed for who understands that.
