@@ -65,7 +65,8 @@ func (t *Telemetry) Trace(ctx context.Context, id traces.TraceID, raw bool) (*tr
 	if err != nil {
 		return nil, err
 	}
-	o := traces.Options{Raw: raw, RTT: t.rtt(time.Now())}
+	now := time.Now()
+	o := traces.Options{Raw: raw, Now: now, RTT: t.rtt(now)}
 	t.mu.Lock()
 	for _, c := range t.clocks {
 		o.Clocks = append(o.Clocks, c)

@@ -6,7 +6,6 @@
 package telemetry
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +59,7 @@ type Telemetry struct {
 	bad     atomic.Uint64
 	stores  atomic.Pointer[stores]
 	opening atomic.Pointer[error]
+	pairs   *pairs // of the writing goroutine
 
 	mu     sync.Mutex
 	clocks map[mesh.ClusterName]traces.Clock
@@ -86,7 +86,7 @@ func New(cfg Config) *Telemetry {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Telemetry{cfg: cfg, table: topology.New(cfg.Table), queue: make(chan item, queued), clocks: map[mesh.ClusterName]traces.Clock{}, agents: map[mesh.ClusterName]relay.SessionInfo{}}
+	return &Telemetry{cfg: cfg, table: topology.New(cfg.Table), queue: make(chan item, queued), pairs: newPairs(), clocks: map[mesh.ClusterName]traces.Clock{}, agents: map[mesh.ClusterName]relay.SessionInfo{}}
 }
 
 // Table is the map of the mesh.
@@ -256,7 +256,7 @@ func (t *Telemetry) write(ctx context.Context, s *stores) {
 	}
 }
 
-// spans decodes a batch and remembers examples for the edges that they passed.
+// spans decodes a batch and tells the map what is in it.
 func (t *Telemetry) spans(it item) []traces.Span {
 	spans, err := traces.Decode(it.spans, it.cluster)
 	if err != nil {
@@ -264,15 +264,7 @@ func (t *Telemetry) spans(it item) []traces.Span {
 		t.cfg.Log.Debug("spans can't be read", "cluster", it.cluster, "error", err)
 	}
 	for i := range spans {
-		s := &spans[i]
-		if s.Kind != traces.Server {
-			continue
-		}
-		// Who called is often a span of another batch: the example is for all edges to the service.
-		to := topology.Party{Cluster: s.Cluster, Namespace: cmp.Or(s.Namespace, topology.Unknown), Service: s.Service}
-		t.table.AddExemplar(topology.Key{To: to}, topology.Exemplar{
-			TraceID: s.Trace.String(), At: it.at, Bucket: topology.BucketOf(float64(s.Duration) / float64(time.Millisecond)), Error: s.Error,
-		})
+		t.onMap(t.pairs, &spans[i], it.at)
 	}
 	return spans
 }

@@ -114,6 +114,7 @@ func (t *Table) current(now time.Time) *frame {
 	for i, row := range t.stitched {
 		e := &f.rows[i]
 		t.edge(row, stale, e)
+		t.addSpans(e, now)
 		e.split(rtt[Key{e.From.At(LevelCluster), e.To.At(LevelCluster)}])
 	}
 	t.layouts.learn(f.rows, f.clusters)

@@ -51,6 +51,7 @@ type Table struct {
 	changed    chan struct{} // closed by the next change
 	frame      *frame        // of the current generation, or nil
 	stitched   []*rowOf      // sorted; nil after a new or forgotten edge
+	spans      map[Key]*spanLatency
 	history    history
 	layouts    layouts
 }
@@ -114,7 +115,7 @@ func New(cfg Config) *Table {
 	if cfg.HistoryBytes == 0 {
 		cfg.HistoryBytes = 32 << 20
 	}
-	return &Table{cfg: cfg, clusters: map[mesh.ClusterName]*cluster{}, changed: make(chan struct{}), history: history{limit: cfg.HistoryBytes}, layouts: newLayouts()}
+	return &Table{cfg: cfg, clusters: map[mesh.ClusterName]*cluster{}, spans: map[Key]*spanLatency{}, changed: make(chan struct{}), history: history{limit: cfg.HistoryBytes}, layouts: newLayouts()}
 }
 
 // Apply takes a cluster's report. Errors: ErrDuplicate; a report that names no cluster, an interval that is none, or too many edges, which leaves the

@@ -178,8 +178,14 @@ func (a *assembler) moveInto(root int) {
 	}
 }
 
+// settled is how old a trace is when all that comes has come: exporters hold spans for seconds, agents for two more.
+const settled = 30 * time.Second
+
 // whyMissing explains a parent that is not there.
 func (a *assembler) whyMissing(n *node) string {
+	if now := a.options.Now; !now.IsZero() && now.Sub(n.end()) < settled {
+		return "parent not received yet: the trace is of a moment ago"
+	}
 	var gaps []string
 	for _, g := range a.options.Gaps {
 		if g.From.Before(n.start.Add(n.Duration)) && (g.To.IsZero() || g.To.After(n.start)) {

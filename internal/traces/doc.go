@@ -120,6 +120,8 @@ type Options struct {
 	Clocks []Clock
 	Gaps   []Gap
 	Raw    bool // leave all times as they came
+	// Now, if set, is when it is asked: what is missing in a trace of a moment ago may still come.
+	Now time.Time
 	// RTT is the probed round trip between two clusters; ok is false where there is none. nil: none.
 	RTT func(from, to mesh.ClusterName) (rtt time.Duration, ok bool)
 	// Unanswered are clusters whose store was asked and did not answer in time.
