@@ -1,7 +1,7 @@
 // Package store keeps the history of edges: Prometheus' TSDB and PromQL engine as a library, in the server's own process and on its own disk.
 //
 // In: topology.Reports (increments). Out: answers to PromQL, in Prometheus' own JSON, and the series of one edge. Only the server imports it: it brings half of
-// Prometheus with it (ADR 0012). It must not be the truth of anything: a server without it, or with an empty one, draws the same map.
+// Prometheus with it (ADR 0011). It must not be the truth of anything: a server without it, or with an empty one, draws the same map.
 package store
 
 import (

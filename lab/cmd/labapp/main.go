@@ -117,7 +117,7 @@ func newApp(host string, getenv func(string) string) *app {
 			Service: getenv("SERVICE"), Namespace: getenv("NAMESPACE"),
 			Cluster: getenv("CLUSTER"), Pod: getenv("POD"),
 		},
-		calls:  strings.Fields(getenv("CALLS")),
+		calls: strings.Fields(getenv("CALLS")),
 		client: &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 			DialContext: dialMesh, DisableKeepAlives: getenv("OTLP") != "", // who is watched makes connections to be seen
 		}},
@@ -146,7 +146,7 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		reply(w, a.call(r.Context(), r.Header, url))
 	default:
-		span := a.spans.start(r.Context(), r.Header, r.Method+" "+r.URL.Path, kindServer)
+		span := a.spans.start(r.Header, r.Method+" "+r.URL.Path, kindServer)
 		failed := a.behave.fails()
 		defer func() { span.end(failed) }()
 		out := a.self
@@ -154,7 +154,7 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		out.Calls = make([]called, len(a.calls))
 		var wg sync.WaitGroup
 		for i, url := range a.calls {
-			wg.Go(func() { out.Calls[i] = a.call(r.Context(), span.header(), url) })
+			wg.Go(func() { out.Calls[i] = a.call(r.Context(), span.header(), url) }) //nolint:contextcheck // it is the request's
 		}
 		wg.Wait()
 		a.behave.wait(r.Context())
@@ -170,7 +170,7 @@ func (a *app) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (a *app) call(ctx context.Context, h http.Header, url string) (c called) {
 	c.URL = url
 	start := time.Now()
-	span := a.spans.start(ctx, h, "GET "+url, kindClient)
+	span := a.spans.start(h, "GET "+url, kindClient)
 	defer func() {
 		c.Millis = time.Since(start).Milliseconds()
 		span.end(c.Error != "" || c.Status >= http.StatusInternalServerError)

@@ -52,8 +52,7 @@ func newSpans(endpoint string, self answer) *spans {
 // span is one that runs.
 type span struct {
 	spans  *spans
-	ctx    context.Context //nolint:containedctx // a span is a context
-	trace  string          // hex
+	trace  string // hex
 	id     string
 	parent string
 	name   string
@@ -63,8 +62,8 @@ type span struct {
 }
 
 // start begins a span below the one that h names, or a trace of its own.
-func (s *spans) start(ctx context.Context, h http.Header, name string, kind uint64) *span {
-	sp := &span{spans: s, ctx: ctx, name: name, kind: kind, began: time.Now(), passed: h, id: fmt.Sprintf("%016x", rand.Uint64())} //nolint:gosec // an ID
+func (s *spans) start(h http.Header, name string, kind uint64) *span {
+	sp := &span{spans: s, name: name, kind: kind, began: time.Now(), passed: h, id: fmt.Sprintf("%016x", rand.Uint64())} //nolint:gosec // an ID
 	parts := strings.Split(h.Get("traceparent"), "-")
 	if len(parts) == 4 && len(parts[1]) == 32 && len(parts[2]) == 16 {
 		sp.trace, sp.parent = parts[1], parts[2]
@@ -101,8 +100,8 @@ func (sp *span) end(failed bool) {
 	}
 	b = field(b, 5, []byte(sp.name))
 	b = binary.AppendUvarint(append(b, 6<<3), sp.kind)
-	b = binary.LittleEndian.AppendUint64(append(b, 7<<3|1), uint64(sp.began.UnixNano()))   //nolint:gosec // a time of now
-	b = binary.LittleEndian.AppendUint64(append(b, 8<<3|1), uint64(time.Now().UnixNano())) //nolint:gosec // a time of now
+	b = binary.LittleEndian.AppendUint64(append(b, 7<<3|1), uint64(sp.began.UnixNano()))
+	b = binary.LittleEndian.AppendUint64(append(b, 8<<3|1), uint64(time.Now().UnixNano()))
 	if failed {
 		b = field(b, 15, []byte{3 << 3, 2}) // Status.code = ERROR
 	}

@@ -30,7 +30,7 @@ func (b behave) fails() bool { return b.errors > 0 && rand.Float64() < b.errors 
 
 // drive makes requests for ever: each of TRAFFIC's "URL@PERIOD" about once a PERIOD, in a trace of its own. Every tenth minute there is twice as much.
 func (a *app) drive(ctx context.Context, traffic string) {
-	for _, one := range strings.Fields(traffic) {
+	for one := range strings.FieldsSeq(traffic) {
 		url, every, ok := strings.Cut(one, "@")
 		period, err := time.ParseDuration(every)
 		if !ok || err != nil || period <= 0 {
@@ -48,8 +48,8 @@ func (a *app) drive(ctx context.Context, traffic string) {
 					return
 				case <-time.After(min(pause, 10*period)):
 				}
-				root := a.spans.start(context.Background(), http.Header{}, "GET /", kindServer)
-				call := a.call(root.ctx, root.header(), url)
+				root := a.spans.start(http.Header{}, "GET /", kindServer)
+				call := a.call(ctx, root.header(), url)
 				root.end(call.Error != "" || call.Status >= http.StatusInternalServerError)
 			}
 		}()

@@ -93,11 +93,23 @@ func (e Edge) labels(flags string) string {
 	}
 	var b strings.Builder
 	for _, l := range [][2]string{
-		{"reporter", e.Reporter}, {"source_workload", e.From.Workload}, {"source_canonical_service", e.From.Canonical}, {"source_workload_namespace", e.From.Namespace},
-		{"source_principal", e.From.Principal}, {"source_cluster", e.From.Cluster}, {"destination_service", e.Host}, {"destination_service_namespace", e.Namespace},
-		{"destination_service_name", e.Service}, {"destination_workload", e.To.Workload}, {"destination_canonical_service", e.To.Canonical},
-		{"destination_workload_namespace", e.To.Namespace}, {"destination_principal", e.To.Principal}, {"destination_cluster", e.To.Cluster},
-		{"request_protocol", "tcp"}, {"response_flags", flags}, {"connection_security_policy", security},
+		{"reporter", e.Reporter},
+		{"source_workload", e.From.Workload},
+		{"source_canonical_service", e.From.Canonical},
+		{"source_workload_namespace", e.From.Namespace},
+		{"source_principal", e.From.Principal},
+		{"source_cluster", e.From.Cluster},
+		{"destination_service", e.Host},
+		{"destination_service_namespace", e.Namespace},
+		{"destination_service_name", e.Service},
+		{"destination_workload", e.To.Workload},
+		{"destination_canonical_service", e.To.Canonical},
+		{"destination_workload_namespace", e.To.Namespace},
+		{"destination_principal", e.To.Principal},
+		{"destination_cluster", e.To.Cluster},
+		{"request_protocol", "tcp"},
+		{"response_flags", flags},
+		{"connection_security_policy", security},
 	} {
 		if b.Len() > 0 {
 			b.WriteByte(',')
