@@ -61,10 +61,12 @@ func layersOf(nodes []Party, callees map[Party][]Party) map[Party]int {
 // barycentre orders each column by the mean place of its nodes' neighbours, sweeping right and left.
 func barycentre(columns [][]Party, callees map[Party][]Party) {
 	near := map[Party][]Party{}
-	for from, to := range callees {
-		near[from] = append(near[from], to...)
-		for _, t := range to {
-			near[t] = append(near[t], from)
+	for _, c := range columns {
+		for _, from := range c {
+			near[from] = append(near[from], callees[from]...)
+			for _, to := range callees[from] {
+				near[to] = append(near[to], from)
+			}
 		}
 	}
 	place := map[Party]float64{}

@@ -12,9 +12,8 @@ import (
 // edge makes the row's edge. Each number comes from one witness: rates and server time from the server's side (waypoint, then destination), else from the
 // client's; failures from the client's side, since a refused call reaches no server. Witnesses are never summed.
 func (t *Table) edge(row *rowOf, stale map[mesh.ClusterName]bool, e *Edge) {
-	all := slices.Concat(row.servers, row.sources)
-	*e = Edge{Key: row.key, Protocol: "tcp", Inferred: row.inferred, Candidates: row.candidates, Rows: 1, Stale: true, Sources: make([]Source, 0, len(all))}
-	for _, r := range all {
+	*e = Edge{Key: row.key, Protocol: "tcp", Inferred: row.inferred, Candidates: row.candidates, Rows: 1, Stale: true, Sources: make([]Source, 0, len(row.all))}
+	for _, r := range row.all {
 		src := Source{By: r.by, Cluster: r.cluster.state.Name, At: r.heard, Stale: stale[r.cluster.state.Name]}
 		e.Sources = addSource(e.Sources, src)
 		e.Stale = e.Stale && src.Stale
@@ -29,7 +28,7 @@ func (t *Table) edge(row *rowOf, stale map[mesh.ClusterName]bool, e *Edge) {
 	}
 	slices.Sort(e.FromPrincipals)
 	slices.Sort(e.ToPrincipals)
-	e.rates(row, all)
+	e.rates(row)
 	e.Server = latencyOf(row, row.servers)
 	e.Client = latencyOf(row, row.sources)
 	e.Failures, e.Denied = failuresOf(row)
@@ -41,9 +40,9 @@ func (t *Table) edge(row *rowOf, stale map[mesh.ClusterName]bool, e *Edge) {
 
 // rates takes requests from the first kind of witness that has any, and connections from the first that has those. Several of one kind are principals of
 // one edge, or replicas' sums, and do add up.
-func (e *Edge) rates(row *rowOf, all []*raw) {
+func (e *Edge) rates(row *rowOf) {
 	var l7, l4 Reporter
-	for _, r := range all {
+	for _, r := range row.all {
 		if row.shared[r] > 1 {
 			continue // covers other edges too
 		}

@@ -39,13 +39,17 @@ func (t *Table) Snapshot(q Query, now time.Time) (*View, error) {
 	if err != nil {
 		return nil, err
 	}
-	rows, err := f.choose(q)
-	if err != nil {
-		return nil, err
-	}
 	v := &View{At: f.at, Generation: f.generation, Level: q.Level, Focus: q.Focus, Historic: f.historic, Links: f.links, Clusters: f.clusters}
-	v.Edges = summed(rows, q.Level)
-	v.trim(q.Max)
+	if q.Level == LevelService && q.whole() {
+		v.Edges = f.rows // shared: neither is changed
+	} else {
+		rows, err := f.choose(q)
+		if err != nil {
+			return nil, err
+		}
+		v.Edges = summed(rows, q.Level)
+		v.trim(q.Max)
+	}
 	v.nodes(q)
 	t.mu.Lock()
 	defer t.mu.Unlock()

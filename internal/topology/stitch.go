@@ -12,6 +12,7 @@ type rowOf struct {
 	key        Key
 	sources    []*raw // client side
 	servers    []*raw // server side
+	all        []*raw // servers, then sources
 	shared     map[*raw]int
 	inferred   bool
 	candidates []mesh.ClusterName
@@ -46,6 +47,7 @@ func stitch(clusters map[mesh.ClusterName]*cluster) map[Key]*rowOf {
 	for _, row := range s.rows {
 		sortRaws(row.sources)
 		sortRaws(row.servers)
+		row.all = slices.Concat(row.servers, row.sources)
 	}
 	return s.rows
 }

@@ -41,6 +41,11 @@ func (f *frame) choose(q Query) ([]*Edge, error) {
 	}), nil
 }
 
+// whole reports whether q leaves nothing out.
+func (q *Query) whole() bool {
+	return q.See == nil && len(q.Clusters) == 0 && len(q.Namespaces) == 0 && q.Max == 0
+}
+
 func (q *Query) inScope(p Party) bool {
 	return (len(q.Clusters) == 0 || slices.Contains(q.Clusters, p.Cluster)) && (len(q.Namespaces) == 0 || slices.Contains(q.Namespaces, p.Namespace))
 }
