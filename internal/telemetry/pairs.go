@@ -61,7 +61,7 @@ func partyOf(s *traces.Span) topology.Party {
 // onMap tells the map what spans say of edges: durations of calls of which both ends are known, and examples.
 func (t *Telemetry) onMap(p *pairs, s *traces.Span, at time.Time) {
 	if client, server, ok := p.add(s); ok {
-		t.table.AddSpanPair(topology.Key{From: partyOf(&client), To: partyOf(&server)}, at, client.Duration, server.Duration)
+		t.table.AddSpanPair(topology.Key{From: partyOf(&client), To: partyOf(&server)}, at, topology.SpanPair{Client: client.Duration, Server: server.Duration, Failed: client.Error || server.Error})
 	}
 	if s.Kind != traces.Server {
 		return

@@ -62,7 +62,7 @@ type EdgeColumns struct {
 	To      Ints   `json:"to"`
 	Flags   Ints   `json:"flags"`
 	Rate    Nums   `json:"rate"`   // requests per second; null: only connections are known
-	Errors  Rough  `json:"errors"` // share of requests, 0 to 1
+	Errors  Rough  `json:"errors"` // share of requests, 0 to 1; where rate is null: of the calls that spans saw; null: unknown
 	Client4 Rough  `json:"clientErrors"`
 	P50     Rough  `json:"p50"` // ms, as the server's side measured; null: nobody does. Bucket: see Bounds.
 	P95     Rough  `json:"p95"`
@@ -214,6 +214,9 @@ func (c *EdgeColumns) add(i int, e *Edge, index map[Party]int, at time.Time) {
 		if total > 0 {
 			client = e.Rates.ClientError / total
 		}
+	}
+	if e.Rates == (Rates{}) && e.SpanErrors != nil {
+		rate, errs, client = math.NaN(), *e.SpanErrors, math.NaN()
 	}
 	c.Rate = append(c.Rate, rate)
 	c.Errors = append(c.Errors, errs)

@@ -12,15 +12,22 @@ type spanLatency struct {
 type spanSlot struct {
 	minute         int64
 	client, server Histogram
+	failed         float64
 	at             time.Time
 }
 
 // maxSpanEdges bounds the edges that spans may speak of: their names are the applications' own.
 const maxSpanEdges = 50_000
 
-// AddSpanPair takes a call as spans of both its ends saw it: what the client waited, and what the server took. It makes no edge: one that no proxy reports is not
+// SpanPair is a call as spans of both its ends saw it: what the client waited, what the server took, and whether either says that it failed.
+type SpanPair struct {
+	Client, Server time.Duration
+	Failed         bool
+}
+
+// AddSpanPair takes one call. It makes no edge: one that no proxy reports is not
 // shown. Where a waypoint or gateway measures an edge, that counts.
-func (t *Table) AddSpanPair(k Key, at time.Time, client, server time.Duration) {
+func (t *Table) AddSpanPair(k Key, at time.Time, p SpanPair) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	x := t.spans[k]
@@ -37,8 +44,11 @@ func (t *Table) AddSpanPair(k Key, at time.Time, client, server time.Duration) {
 		*s = spanSlot{minute: minute}
 	}
 	s.at = at
-	s.client.observe(ms(client))
-	s.server.observe(ms(server))
+	s.client.observe(ms(p.Client))
+	s.server.observe(ms(p.Server))
+	if p.Failed {
+		s.failed++
+	}
 }
 
 func (h *Histogram) observe(milliseconds float64) {
@@ -54,16 +64,20 @@ func (t *Table) addSpans(e *Edge, now time.Time) {
 	}
 	var client, server Histogram
 	var at time.Time
+	failed := 0.0
 	for i := range x.slots {
 		if s := &x.slots[i]; s.minute > now.Unix()/60-histSlots {
 			client.Add(&s.client)
 			server.Add(&s.server)
+			failed += s.failed
 			at = latest(at, s.at)
 		}
 	}
 	if at.IsZero() {
 		return
 	}
+	share := failed / client.Count()
+	e.SpanErrors = &share
 	if e.Server == nil {
 		e.Server = server.latency(Source{By: BySpans, Cluster: e.To.Cluster}, 0)
 	}

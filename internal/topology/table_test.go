@@ -405,17 +405,17 @@ func TestSpans(t *testing.T) {
 	w := newWorld(t)
 	from, to := end("a", "shop", "cart", shop), end("b", "pay", "api", "")
 	k := topology.Key{From: topology.Party{Cluster: "a", Namespace: "shop", Service: "cart"}, To: topology.Party{Cluster: "b", Namespace: "pay", Service: "api"}}
-	for range 10 {
-		w.table.AddSpanPair(k, w.now, 80*time.Millisecond, 30*time.Millisecond)
+	for i := range 10 {
+		w.table.AddSpanPair(k, w.now, topology.SpanPair{Client: 80 * time.Millisecond, Server: 30 * time.Millisecond, Failed: i == 0})
 	}
-	w.table.AddSpanPair(topology.Key{From: k.To, To: k.From}, w.now, 1, 1)
+	w.table.AddSpanPair(topology.Key{From: k.To, To: k.From}, w.now, topology.SpanPair{Client: 1, Server: 1})
 	w.step(map[mesh.ClusterName][]topology.Observation{"a": {l4(from, to, 15)}})
 	v := w.view(topology.Query{Level: topology.LevelService})
 	if len(v.Edges) != 1 {
 		t.Fatalf("spans make no edges: %v", ids(v))
 	}
 	e := v.Edges[0]
-	if e.L4Only() || e.Server.By != topology.BySpans || e.Server.P99.High != 50 || e.Client.P99.High != 100 || e.Rates.Total() != 0 || e.Split.Network == nil {
+	if e.L4Only() || e.Server.By != topology.BySpans || e.Server.P99.High != 50 || e.Client.P99.High != 100 || e.Rates.Total() != 0 || e.Split.Network == nil || *e.SpanErrors != 0.1 {
 		t.Errorf("edge %+v", e)
 	}
 	w.step(map[mesh.ClusterName][]topology.Observation{"a": {l4(from, to, 15)}, "b": {l7(from, to, 150, 3)}})

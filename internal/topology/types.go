@@ -256,6 +256,9 @@ type Edge struct {
 	// Client is what the client side waited for: gateways, or spans of applications.
 	Client *Latency `json:"client,omitempty"`
 	Split  Split    `json:"split"`
+	// SpanErrors is the share (0 to 1) of the calls that spans saw in the last five minutes that failed; nil: there are no spans of both ends. Spans are sampled: it
+	// is a share and no rate, and counts where Rates are zero.
+	SpanErrors *float64 `json:"spanErrors,omitempty"`
 	// Failures by flag, greatest first. Denied is the rate of those a policy refused.
 	Failures []Failure `json:"failures,omitempty"`
 	Denied   float64   `json:"denied,omitempty"`
