@@ -137,5 +137,5 @@ func TestHostileTelemetry(t *testing.T) {
 	exchange("goodbye", func(m *relayv1.ServerMessage) bool {
 		return m.GetGoodbye().GetReason() == relayv1.Goodbye_PROTOCOL_ERROR
 	},
-		&relayv1.Telemetry{Sequence: 3, Part: 1, Parts: 2})
+		&relayv1.Telemetry{Sequence: 3, Part: 0, Parts: 3}, &relayv1.Telemetry{Sequence: 3, Part: 2, Parts: 3})
 }

@@ -122,6 +122,10 @@ func TestStitch(t *testing.T) {
 			map[mesh.ClusterName][]topology.Observation{"a": {l4(cart("a"), pay(""), 15), l7(cart("a"), pay("a"), 150, 20)}},
 			[]string{"a/shop/cart~?/pay/api", "a/shop/cart~a/pay/api"},
 		},
+		"what leaves a cluster does not arrive in it": {
+			map[mesh.ClusterName][]topology.Observation{"a": {l4(cart("a"), pay(""), 15), l7(unnamed, pay("a"), 150, 20)}},
+			[]string{"?/?/?~a/pay/api", "a/shop/cart~?/pay/api"},
+		},
 		"a cluster can't speak for others": {
 			map[mesh.ClusterName][]topology.Observation{"evil": {l4(cart("a"), pay("b"), 15), l7(cart("a"), pay("b"), 150, 20)}},
 			[]string{"a/shop/cart~evil/pay/api", "evil/shop/cart~b/pay/api"},
