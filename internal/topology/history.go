@@ -3,7 +3,7 @@ package topology
 import (
 	"bytes"
 	"compress/flate"
-	"encoding/gob"
+	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -30,7 +30,7 @@ type packed struct {
 	data []byte
 }
 
-// saved is what a packed frame holds.
+// saved is what a packed frame holds. JSON, not gob: the agent links this package for its types, and gob would be half a megabyte of it.
 type saved struct {
 	At         time.Time
 	Generation uint64
@@ -108,7 +108,7 @@ func pack(f *frame) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pack topology: %w", err)
 	}
-	if err := gob.NewEncoder(w).Encode(saved{f.at, f.generation, f.rows, f.clusters, f.links}); err != nil {
+	if err := json.NewEncoder(w).Encode(saved{f.at, f.generation, f.rows, f.clusters, f.links}); err != nil {
 		return nil, fmt.Errorf("pack topology: %w", err)
 	}
 	if err := w.Close(); err != nil {
@@ -119,7 +119,7 @@ func pack(f *frame) ([]byte, error) {
 
 func unpack(data []byte) (*frame, error) {
 	var s saved
-	if err := gob.NewDecoder(io.LimitReader(flate.NewReader(bytes.NewReader(data)), 1<<30)).Decode(&s); err != nil {
+	if err := json.NewDecoder(io.LimitReader(flate.NewReader(bytes.NewReader(data)), 1<<30)).Decode(&s); err != nil {
 		return nil, fmt.Errorf("unpack topology: %w", err)
 	}
 	return &frame{at: s.At, generation: s.Generation, historic: true, rows: s.Rows, clusters: s.Clusters, links: s.Links}, nil

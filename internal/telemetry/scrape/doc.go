@@ -3,7 +3,7 @@
 // In: Pods (by the labels that Istio's charts and templates put on them), their Prometheus text, results of the peers' probes. Out: a topology.Report per
 // interval: increments per edge, at most 24 numbers each instead of some 67 series per edge, code and proxy; which sources answered; which caps were hit.
 // It must not keep a label that is not part of an edge, sum what different kinds of reporters say, or let its memory grow with what it reads: lines that are not
-// wanted are dropped as they come, the rest is parsed in small blocks.
+// wanted are dropped as they come.
 package scrape
 
 import (
@@ -19,7 +19,6 @@ const (
 	maxEdgesPerService = 200     // callers of one service with an edge of their own; the rest is one edge from topology.Other
 	maxBody            = 64 << 20
 	maxLine            = 16 << 10
-	blockLines         = 400
 	scrapeTime         = 5 * time.Second
 	parallel           = 4
 )

@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	dto "github.com/prometheus/client_model/go"
-
 	"ambitmesh.dev/ambit/internal/topology"
 )
 
@@ -31,36 +29,29 @@ func newCounters() *counters { return &counters{seed: maphash.MakeSeed(), last: 
 
 // increment is how much a series grew since the last round. A series that is new at a target that was read before began at 0; one at a new target did not:
 // what it counted before is not of this interval. A smaller value is a restart.
-func (c *counters) increment(target, name string, m *dto.Metric, newTarget bool) float64 {
-	value := m.GetUntyped().GetValue()
-	if math.IsNaN(value) || math.IsInf(value, 0) || value < 0 {
+func (c *counters) increment(target string, s *sample, newTarget bool) float64 {
+	if math.IsNaN(s.value) || math.IsInf(s.value, 0) || s.value < 0 {
 		return 0
 	}
 	var h maphash.Hash
 	h.SetSeed(c.seed)
 	_, _ = h.WriteString(target)
 	_ = h.WriteByte(0)
-	_, _ = h.WriteString(name)
-	for _, l := range m.GetLabel() {
-		_ = h.WriteByte(0)
-		_, _ = h.WriteString(l.GetName())
-		_ = h.WriteByte(1)
-		_, _ = h.WriteString(l.GetValue())
-	}
+	_, _ = h.WriteString(s.series)
 	key := h.Sum64()
 	before, known := c.last[key]
 	if !known && len(c.last) >= maxSeries {
 		c.dropped++
 		return 0
 	}
-	c.last[key] = counted{value, c.round}
+	c.last[key] = counted{s.value, c.round}
 	switch {
 	case !known && newTarget:
 		return 0
-	case !known || value < before.value:
-		return value
+	case !known || s.value < before.value:
+		return s.value
 	default:
-		return value - before.value
+		return s.value - before.value
 	}
 }
 
@@ -89,8 +80,8 @@ func newRollup(waypoints map[string]bool) *rollup {
 }
 
 // add adds what one sample grew by.
-func (r *rollup) add(t *target, name string, m *dto.Metric, grew float64) {
-	l := labelsOf(m)
+func (r *rollup) add(t *target, s *sample, grew float64) {
+	l := s.labels
 	by, ok := l.reporter(t)
 	if !ok || r.waypoints[l.get("source_workload_namespace")+"/"+l.get("source_workload")] {
 		return // the waypoint's own report names the client
@@ -98,6 +89,7 @@ func (r *rollup) add(t *target, name string, m *dto.Metric, grew float64) {
 	k := edgeKey{by: by, from: l.source(), to: l.destination()}
 	o := r.edges[k]
 	if o == nil {
+		k.from, k.to = cloned(k.from), cloned(k.to) // not to keep whole lines
 		o = &topology.Observation{By: by, From: k.from, To: k.to, Protocol: "tcp"}
 		r.edges[k] = o
 	}
@@ -110,7 +102,7 @@ func (r *rollup) add(t *target, name string, m *dto.Metric, grew float64) {
 	if grew == 0 {
 		return
 	}
-	switch name {
+	switch s.name {
 	case "istio_requests_total":
 		addRequests(o, l, grew)
 	case "istio_request_duration_milliseconds_bucket":
@@ -129,6 +121,10 @@ func (r *rollup) add(t *target, name string, m *dto.Metric, grew float64) {
 	case "istio_tcp_sent_bytes_total":
 		o.TCP.Received += grew
 	}
+}
+
+func cloned(e topology.End) topology.End {
+	return topology.End{Cluster: strings.Clone(e.Cluster), Namespace: strings.Clone(e.Namespace), Service: strings.Clone(e.Service), Principal: topology.Principal(strings.Clone(string(e.Principal)))}
 }
 
 func merge(a, b topology.MTLS) topology.MTLS {
@@ -198,25 +194,23 @@ func count(m *map[string]float64, key string, n float64) {
 	if *m == nil {
 		*m = map[string]float64{}
 	}
-	if _, known := (*m)[key]; !known && len(*m) >= maxKinds {
-		return
+	if _, known := (*m)[key]; !known {
+		if len(*m) >= maxKinds {
+			return
+		}
+		key = strings.Clone(key)
 	}
 	(*m)[key] += n
 }
 
-// labels are those of one sample.
-type labels []*dto.LabelPair
-
-func labelsOf(m *dto.Metric) labels { return m.GetLabel() }
-
 // get is a label's value; "unknown", as Istio writes it, is "".
 func (l labels) get(name string) string {
 	for _, p := range l {
-		if p.GetName() == name {
-			if v := p.GetValue(); v != "unknown" {
-				return v
+		if p.name == name {
+			if p.value == "unknown" {
+				return ""
 			}
-			return ""
+			return p.value
 		}
 	}
 	return ""

@@ -15,7 +15,6 @@ import (
 	"sync"
 	"time"
 
-	dto "github.com/prometheus/client_model/go"
 	"k8s.io/client-go/dynamic"
 
 	"ambitmesh.dev/ambit/internal/mesh"
@@ -129,10 +128,10 @@ func (s *Scraper) round(ctx context.Context, from, to time.Time) *topology.Repor
 		wg.Go(func() {
 			defer func() { <-slots }()
 			began := time.Now()
-			n, err := s.read(ctx, t, func(name string, m *dto.Metric) {
+			n, err := s.read(ctx, t, func(x *sample) {
 				mu.Lock()
 				defer mu.Unlock()
-				sums.add(t, name, m, s.counters.increment(t.name, name, m, !t.read))
+				sums.add(t, x, s.counters.increment(t.name, x, !t.read))
 			})
 			mu.Lock()
 			defer mu.Unlock()
@@ -178,7 +177,7 @@ func note(scrapes map[kind]*topology.Scrape, t *target, series int, took time.Du
 }
 
 // read reads one target. An error with samples is one of some lines.
-func (s *Scraper) read(ctx context.Context, t *target, each func(string, *dto.Metric)) (int, error) {
+func (s *Scraper) read(ctx context.Context, t *target, each func(*sample)) (int, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.url, nil)
 	if err != nil {
 		return 0, err

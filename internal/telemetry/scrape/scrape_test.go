@@ -3,15 +3,19 @@ package scrape
 import (
 	"fmt"
 	"log/slog"
+	"math"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
-	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"ambitmesh.dev/ambit/internal/topology"
@@ -139,8 +143,8 @@ func TestReporters(t *testing.T) {
 		{kindZtunnel, "istio-system", "waypoint", ""},
 		{kindIstiod, "istio-system", "source", ""},
 	} {
-		_, err := parse(strings.NewReader("istio_requests_total{reporter=\""+c.says+"\","+ztunnelLabels+"} 1\n"), func(_ string, m *dto.Metric) {
-			if got, _ := labelsOf(m).reporter(&target{kind: c.kind, namespace: c.ns}); got != c.want {
+		_, err := parse(strings.NewReader("istio_requests_total{reporter=\""+c.says+"\","+ztunnelLabels+"} 1\n"), func(m *sample) {
+			if got, _ := m.labels.reporter(&target{kind: c.kind, namespace: c.ns}); got != c.want {
 				t.Errorf("%s in %s as %s: %q, want %q", c.kind, c.ns, c.says, got, c.want)
 			}
 		})
@@ -237,13 +241,48 @@ func FuzzParse(f *testing.F) {
 		tg := &target{kind: kindWaypoint, read: true}
 		for range 2 {
 			c.next()
-			_, _ = parse(strings.NewReader(text), func(name string, m *dto.Metric) { r.add(tg, name, m, c.increment("t", name, m, false)) })
+			_, _ = parse(strings.NewReader(text), func(s *sample) { r.add(tg, s, c.increment("t", s, false)) })
 		}
 		edges, _ := r.finish()
 		table := topology.New(topology.Config{})
 		at := time.Unix(1e9, 0)
 		if err := table.Apply(&topology.Report{Cluster: "c", Epoch: "e", Sequence: 1, From: at.Add(-Every), To: at, Edges: edges}, at); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzAgainstExpfmt compares with Prometheus' own parser, on lines as proxies write them: whatever is in the labels, both read the same.
+func FuzzAgainstExpfmt(f *testing.F) {
+	f.Add("a\\b\"c\nd", "}", 1.5, true)
+	f.Add("", "{x=\"y\"},", math.Inf(1), false)
+	f.Fuzz(func(t *testing.T, a, b string, value float64, stamp bool) {
+		if !utf8.ValidString(a) || !utf8.ValidString(b) || len(a)+len(b) > 1000 || strings.ContainsAny(a+b, "\r") {
+			return
+		}
+		escape := strings.NewReplacer("\\", `\\`, "\n", `\n`, `"`, `\"`)
+		line := fmt.Sprintf(`istio_build{a="%s",b="%s",} %v`, escape.Replace(a), escape.Replace(b), value)
+		if stamp {
+			line += " 1700000000000"
+		}
+		p := expfmt.NewTextParser(model.UTF8Validation)
+		families, err := p.TextToMetricFamilies(strings.NewReader(line + "\n"))
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		m := families["istio_build"].GetMetric()[0]
+		want := labels{}
+		for _, l := range m.GetLabel() {
+			want = append(want, label{l.GetName(), l.GetValue()})
+		}
+		n, err := parse(strings.NewReader(line), func(s *sample) {
+			v := m.GetUntyped().GetValue()
+			if !slices.Equal(s.labels, want) || s.value != v && !(math.IsNaN(s.value) && math.IsNaN(v)) {
+				t.Errorf("%q: %v %v, want %v %v", line, s.labels, s.value, want, v)
+			}
+		})
+		if n != 1 || err != nil {
+			t.Errorf("%q: %d samples, %v", line, n, err)
 		}
 	})
 }
