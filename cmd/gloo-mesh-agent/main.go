@@ -28,7 +28,7 @@ const examples = `  # in a Pod of namespace gloo-mesh, as the chart runs it
 func main() {
 	// An agent is idle nearly always and shares its node with the work: collect early, and give memory back. GOGC and GOMEMLIMIT still have the last word.
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(40)
+		debug.SetGCPercent(30)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"compress/flate"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"sync"
@@ -111,8 +112,17 @@ func (t *Telemetry) ring() {
 	}
 }
 
-// deflate compresses; the writer is not kept, since it is needed twice a minute and holds 600 kB.
+// worthDeflating is from where on compressing pays: flate's writer allocates a megabyte, which an agent that has little to say should not touch every 15 s.
+const worthDeflating = 8 << 10
+
+// deflate compresses; the writer is not kept, since it is needed four times a minute.
 func deflate(data []byte) ([]byte, error) {
+	if n := uint16(len(data)); len(data) < worthDeflating { //nolint:gosec // less than that
+		// One stored block, the last (RFC 1951, 3.2.4).
+		out := binary.LittleEndian.AppendUint16(make([]byte, 1, len(data)+5), n)
+		out[0] = 1
+		return append(binary.LittleEndian.AppendUint16(out, ^n), data...), nil
+	}
 	var b bytes.Buffer
 	w, err := flate.NewWriter(&b, flate.BestSpeed)
 	if err != nil {
