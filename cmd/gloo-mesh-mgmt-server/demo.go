@@ -31,7 +31,7 @@ func serveDemo(ctx context.Context, size, address string, log *slog.Logger) erro
 		return fmt.Errorf("--ui-address %s: %w", address, err)
 	}
 	srv := &http.Server{
-		Handler:           ui.Handler(ctx, ui.Config{World: m.World, Audit: m.Log(), Topology: m.Table, Files: ui.Files(), Version: version.Version, Demo: true, Now: time.Now, Log: log}),
+		Handler:           ui.Handler(ctx, ui.Config{World: m.World, Audit: m.Log(), Topology: m.Table, Traces: m, Files: ui.Files(), Version: version.Version, Demo: true, Now: time.Now, Log: log}),
 		ReadHeaderTimeout: 10 * time.Second,
 	}
 	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })

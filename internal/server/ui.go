@@ -13,7 +13,7 @@ import (
 func (s *server) uiHandler(ctx context.Context) http.Handler {
 	c := ui.Config{
 		World:    func(ctx context.Context) (*ui.World, error) { return ui.Read(ctx, s.watch.cache, s.cfg.Namespace) },
-		Topology: s.telemetry.Table(), Files: ui.Files(), Hosts: s.cfg.UIHosts, Version: version.Version, Now: time.Now, Log: s.log.With("stage", "ui"),
+		Topology: s.telemetry.Table(), Traces: s.telemetry, Files: ui.Files(), Hosts: s.cfg.UIHosts, Version: version.Version, Now: time.Now, Log: s.log.With("stage", "ui"),
 	}
 	if s.auditPlace() != "" {
 		c.Audit = s.audit

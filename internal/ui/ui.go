@@ -40,6 +40,8 @@ type Config struct {
 	Audit Log
 	// Topology is who calls whom; nil: there is no telemetry.
 	Topology *topology.Table
+	// Traces are the spans that are kept; nil: none.
+	Traces
 	// Files is the built web application, with index.html at its top.
 	Files fs.FS
 	// Hosts that a browser may call the UI by, besides localhost and addresses of this machine; a name without a dot and names below it count as Services of the cluster.
@@ -62,7 +64,7 @@ func Handler(ctx context.Context, c Config) http.Handler {
 	mux := http.NewServeMux()
 	for path, page := range map[string]func(r *http.Request) (any, error){
 		"about": s.about, "now": s.now, "clusters": s.clusters, "clusters/{name}": s.cluster, "trust": s.trust, "policies": s.policies, "policies/{namespace}/{name}": s.policy,
-		"topology": s.topology, "edges/{id...}": s.edge, "telemetry": s.telemetry, "audit": s.records,
+		"topology": s.topology, "edges/{id...}": s.edge, "telemetry": s.telemetry, "traces": s.traces, "traces/{id}": s.trace, "audit": s.records,
 	} {
 		mux.HandleFunc("GET /api/v1/"+path, s.json(page))
 	}

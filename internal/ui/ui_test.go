@@ -26,7 +26,7 @@ func serve(t testing.TB, change func(*ui.Config)) *httptest.Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := ui.Config{World: m.World, Audit: m.Log(), Topology: m.Table, Files: ui.Files(), Version: "2.12.0", Now: time.Now, Log: slog.New(slog.DiscardHandler)}
+	c := ui.Config{World: m.World, Audit: m.Log(), Topology: m.Table, Traces: m, Files: ui.Files(), Version: "2.12.0", Now: time.Now, Log: slog.New(slog.DiscardHandler)}
 	if change != nil {
 		change(&c)
 	}
@@ -73,6 +73,7 @@ func TestPages(t *testing.T) {
 	for path, want := range map[string]string{
 		"about": `"version":"2.12.0"`, "now": `"verdict":"`, "clusters": `"registeredBy":"jane.doe@bank.example.com"`, "clusters/cluster-1": `"istiods":[`, "trust": `"role":"Active"`,
 		"policies": `"state":"Drifted"`, "policies/billing/billing-allow-payments": `"spec":{`, "topology": `"level":"namespace"`, "topology?level=service": `"names":[`, "telemetry": `"l4Only":`,
+		"traces?errors": `"errors":1`, "traces/00000000000000000000000000000004": `"transits":[`,
 		"audit?name=cluster-1": `"act":"cluster.registered"`,
 	} {
 		if resp, body := ask(t, srv, http.MethodGet, "/api/v1/"+path); resp.StatusCode != http.StatusOK || !strings.Contains(body, want) {
@@ -81,7 +82,7 @@ func TestPages(t *testing.T) {
 	}
 	for path, want := range map[string]string{
 		"clusters/nobody": "404 no cluster nobody is registered", "policies/a/b": "404 there is no AccessPolicy a/b", "topology?level=galaxy": "400 level=", "topology?at=yesterday": "400 at=",
-		"topology?level=neighbourhood&focus=x/y/z": "404 focus", "edges/x": "400 edge", "edges/a/b/c~d/e/f": "404 there was no traffic", "audit?clutser=x": "400 ", "nonsense": "404 Not Found",
+		"topology?level=neighbourhood&focus=x/y/z": "404 focus", "edges/x": "400 edge", "edges/a/b/c~d/e/f": "404 there was no traffic", "audit?clutser=x": "400 ", "traces/xyz": "400 trace ID", "traces/ffffffffffffffffffffffffffffffff": "404 no span of trace", "traces?slower=quite": "400 slower=", "nonsense": "404 Not Found",
 	} {
 		resp, body := ask(t, srv, http.MethodGet, "/api/v1/"+path)
 		var e struct{ Error string }

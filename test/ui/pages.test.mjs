@@ -48,10 +48,11 @@ async function open(t, path, { theme = 'dark' } = {}) {
   return page
 }
 
-const shown = ['now', 'map', 'trust']
+const shown = ['now', 'map', 'trust', 'trace']
 const pages = [
   ['/', 'now', 'Problems'], ['/map?level=service', 'map', 'Map'], ['/services', 'services', 'Services'], ['/clusters', 'clusters', 'Clusters'], ['/clusters/cluster-1', 'cluster', 'Membership'],
   ['/trust', 'trust', 'What ends first'], ['/policies', 'policies', 'Policies'], ['/policies/billing/billing-allow-payments', 'policy', 'Who may call'], ['/audit', 'audit', 'To keep, and to prove'],
+  ['/traces', 'traces', 'Traces'], ['/traces/00000000000000000000000000000004', 'trace', 'Trace'],
   ['/telemetry', 'telemetry', 'Telemetry: what can we not see?'],
 ]
 
@@ -88,6 +89,7 @@ test('2 am: from the verdict to the service, the edge and the change that broke 
   await drawer.getByText(/% failed/).waitFor()
   await drawer.getByText('Who says so').waitFor()
   assert.match(page.url(), /edge=/)
+  await drawer.getByRole('link', { name: /^Traces through/ }).waitFor()
   const before = await drawer.locator('h2').innerText()
   await page.reload() // everything is in the URL
   await drawer.getByText('Where the time goes').waitFor()
@@ -167,4 +169,19 @@ test('nothing in the document comes from elsewhere, and no token is in reach', a
   await page.locator('header .state', { hasText: 'live' }).waitFor()
   assert.deepEqual(asked.filter((u) => !u.startsWith(at) && !u.startsWith('data:')), [])
   assert.deepEqual(await page.evaluate(() => [document.cookie, ...Object.keys(sessionStorage), ...Object.keys(localStorage).filter((k) => k !== 'theme')]), [''])
+})
+
+test('a trace over three clusters: lanes, inferred transit, a clock put right and back', async (t) => {
+  const page = await open(t, '/traces')
+  await page.getByRole('button', { name: 'With errors' }).click()
+  await page.getByRole('link', { name: 'web GET /cart' }).first().click()
+  await page.getByText('cluster-3 is shifted by', { exact: false }).waitFor()
+  assert.equal(await page.getByRole('option').count(), 6)
+  assert.ok((await page.locator('.transit').count()) > 0)
+  await page.getByRole('listbox', { name: 'Spans' }).focus()
+  await page.keyboard.press('ArrowDown')
+  await page.getByRole('article', { name: 'Span' }).getByText('http.request.method').waitFor()
+  await page.getByRole('button', { name: 'Times as they came' }).click()
+  await page.getByText('cluster-3 is shifted by', { exact: false }).waitFor({ state: 'detached' })
+  assert.match(page.url(), /raw=yes/)
 })

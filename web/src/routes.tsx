@@ -7,6 +7,7 @@ import { NowPage } from './pages/now'
 import { PoliciesPage, PolicyPage } from './pages/policies'
 import { ServicesPage } from './pages/services'
 import { TelemetryPage } from './pages/telemetry'
+import { TracePage, TracesPage } from './pages/traces'
 import { TrustPage } from './pages/trust'
 import { NotFound, Shell } from './shell'
 
@@ -17,6 +18,9 @@ export interface Filtered { q?: string }
 const filtered = (s: Record<string, unknown>): Filtered => ({ q: text(s.q) })
 
 export interface MapSearch extends Filtered { level?: string; focus?: string; edge?: string; at?: string; view?: string; namespace?: string; cluster?: string }
+const number = (v: unknown) => (whole(v) === undefined ? undefined : String(whole(v)))
+
+export interface TracesSearch extends Filtered { service?: string; cluster?: string; errors?: string; slower?: string }
 export interface AuditSearch { name?: string; cluster?: string; user?: string; act?: string; object?: string; from?: string; to?: string; before?: number; n?: number }
 
 const root = createRootRoute({ component: Shell, notFoundComponent: NotFound })
@@ -36,6 +40,8 @@ const tree = root.addChildren([
     name: text(s.name), cluster: text(s.cluster), user: text(s.user), act: text(s.act), object: text(s.object), from: text(s.from), to: text(s.to),
     before: whole(s.before), n: whole(s.n),
   })),
+  at('/traces', TracesPage, (s): TracesSearch => ({ ...filtered(s), service: text(s.service), cluster: text(s.cluster), errors: text(s.errors), slower: number(s.slower) })),
+  at('/traces/$id', TracePage, (s): { raw?: string } => ({ raw: text(s.raw) })),
   at('/telemetry', TelemetryPage, filtered),
 ])
 

@@ -9,7 +9,7 @@ import { clock } from './lib/text'
 import type { About, Cluster, List, Policy } from './lib/types'
 
 const pages = [
-  { to: '/', name: 'Now', key: 'n' }, { to: '/map', name: 'Map', key: 'm' }, { to: '/services', name: 'Services', key: 's' }, { to: '/clusters', name: 'Clusters', key: 'c' },
+  { to: '/', name: 'Now', key: 'n' }, { to: '/map', name: 'Map', key: 'm' }, { to: '/services', name: 'Services', key: 's' }, { to: '/traces', name: 'Traces', key: 't' }, { to: '/clusters', name: 'Clusters', key: 'c' },
   { to: '/trust', name: 'Trust', key: 'r' }, { to: '/policies', name: 'Policies', key: 'p' }, { to: '/audit', name: 'Audit', key: 'a' }, { to: '/telemetry', name: 'Telemetry', key: 'e' },
 ] as const
 
@@ -81,7 +81,7 @@ export function Shell() {
           break
         case 'Escape': {
           const up = path.split('/').slice(0, -1)
-          if (path.startsWith('/policies/') || path.startsWith('/clusters/')) void navigate({ to: ('/' + (up[1] ?? '')) as '/' })
+          if (path.startsWith('/policies/') || path.startsWith('/clusters/') || path.startsWith('/traces/')) void navigate({ to: ('/' + (up[1] ?? '')) as '/' })
           break
         }
       }
@@ -151,6 +151,7 @@ function GoTo({ open, close }: { open: boolean; close: () => void }) {
   const spiffe = /^(?:spiffe:\/\/)?[^/\s]+\/ns\/([^/]+)\/sa\/([^/\s]+)$/.exec(word)
   const serial = /^[0-9a-f:]{16,}$/i.test(word) ? word.replaceAll(':', '').toLowerCase() : ''
   const guesses: { to: string; text: string }[] = []
+  if (/^[0-9a-f]{32}$/i.test(word)) guesses.push({ to: `/traces/${word.toLowerCase()}`, text: `Trace ${word.toLowerCase()}` })
   if (spiffe) guesses.push({ to: `/map?level=service&namespace=${encodeURIComponent(spiffe[1]!)}&q=${encodeURIComponent(spiffe[2]!)}`, text: `Traffic of service account ${spiffe[2]} in namespace ${spiffe[1]}` })
   if (serial) guesses.push({ to: `/trust?q=${serial}`, text: `Certificate with serial number or fingerprint ${serial.slice(0, 16)}…` })
   if (word) {

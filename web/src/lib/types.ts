@@ -85,3 +85,13 @@ export interface Edge {
   mtls?: string; fromPrincipals?: string[]; toPrincipals?: string[]; codes?: { code: string; rate: number }[]
   sources: { by: string; cluster: string; at: string; stale?: boolean }[]; inferred?: boolean; candidates?: string[]; firstSeen: string; lastSeen: string; stale?: boolean; hint?: string
 }
+
+export interface TraceSummary { id: string; start: string; duration: number; service: string; name: string; root: boolean; spans: number; errors: number; clusters: string[]; services: string[] }
+export interface Placed {
+  id: string; parent?: string; cluster: string; namespace?: string; service: string; name: string; kind: string; start: string; duration: number; error?: boolean; status?: string
+  attributes?: { k: string; v: string }[]; at: number; shift?: number; depth: number; parentIndex: number; children?: number; missing?: string; warning?: string; critical?: number
+}
+export interface Trace {
+  id: string; start: string; duration: number; raw?: boolean; spans: Placed[]; transits?: { parent: number; child: number; out: number; back: number; path: string; rtt?: number }[]
+  clusters: { cluster: string; offset: number; error: number; known: boolean; spans: number; shifted: number }[]; errors?: number; truncated?: number; notes?: string[]
+}

@@ -243,6 +243,7 @@ function Drawer({ id, at, close }: { id: string; at?: string; close: () => void 
           <Split edge={e} />
           {e.server && <Quantiles name="server" l={e.server} />}
           {e.client && <Quantiles name="client" l={e.client} />}
+          <p><Link to="/traces" search={{ service: e.to.service }}>Traces through {e.to.service}</Link></p>
           <h3>Connections</h3>
           <p>{rate(e.tcp.opened)} opened, {rate(e.tcp.failed)} failed; sent {bytes(e.tcp.sent)}, received {bytes(e.tcp.received)}; mTLS {e.mtls === 'mutual_tls' ? 'yes' : e.mtls || 'not known'}</p>
           {e.failures?.map((f) => <p key={f.flag}><State of={f.flag === 'DENY' ? 'warning' : 'critical'} text={f.flag} /> {rate(f.rate)}</p>)}
