@@ -36,8 +36,8 @@ type label struct{ name, value string }
 type labels []label
 
 // parse reads Prometheus text (exposition format 0.0.4) and calls each with every wanted sample. By hand: a few lines of thousands are wanted, and
-// prometheus/common/expfmt, against which FuzzAgainstExpfmt compares it, makes objects of them that cost an agent four times the time and 170 MB of garbage each
-// 15 s in a large cluster. Bodies are read to their end, or to maxBody; a line that can't be parsed is skipped, and the error of the first is returned with what was
+// prometheus/common/expfmt, against which FuzzAgainstExpfmt compares it, makes objects of them that cost an agent 170 MB of garbage each 15 s in a
+// large cluster instead of 66. Bodies are read to their end, or to maxBody; a line that can't be parsed is skipped, and the error of the first is returned with what was
 // read after all.
 func parse(body io.Reader, each func(s *sample)) (n int, err error) {
 	in := bufio.NewScanner(io.LimitReader(body, maxBody))
