@@ -8,6 +8,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	networkingv2alpha1 "ambitmesh.dev/ambit/api/networking/v2alpha1"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/validate"
 )
@@ -44,6 +45,11 @@ func judge(t *testing.T, manifest string) verdict {
 		p := &securityv2.PolicyOverride{}
 		if errs = validate.Decode(raw, p); len(errs) == 0 {
 			errs, v.Warnings = validate.PolicyOverride(p, nil, o), validate.WarningsOfPolicyOverride(p, o)
+		}
+	case "Segment":
+		p := &networkingv2alpha1.Segment{}
+		if errs = validate.Decode(raw, p); len(errs) == 0 {
+			errs, v.Warnings = validate.Segment(p, nil, o), validate.WarningsOfSegment(p, o)
 		}
 	case "Workspace":
 		p := &adminv2.Workspace{}
