@@ -152,6 +152,7 @@ func everything() map[string]any {
 var writtenEverywhere = map[string][]string{
 	"gloo-mesh-mgmt-server": { // policies lie in any namespace
 		"security.policy.gloo.solo.io/accesspolicies/status,policyoverrides/status patch",
+		"networking.solo.io/segments/status patch",
 		"admin.gloo.solo.io/workspaces/status,workspacesettings/status patch",
 		"security.policy.gloo.solo.io/policyoverrides delete", // those that have ended
 		"/events get,create,patch",
@@ -167,13 +168,14 @@ var writtenEverywhere = map[string][]string{
 	"gloo-mesh-security": {
 		"admin.gloo.solo.io/workspaces,workspacesettings,roottrustpolicies,rotationrequests create,update,patch,delete", "security.policy.gloo.solo.io/accesspolicies,policyoverrides create,update,patch,delete",
 	},
-	"gloo-mesh-istio-reader":  {"authentication.k8s.io/tokenreviews create"},                                    // a question, not a change
-	"gloo-mesh-agent-peering": {"gateway.networking.k8s.io/gateways get,list,watch,create,update,patch,delete"}, // peers; admission lets it write no other class
+	"gloo-mesh-agent-segments": {"/services create,patch,delete"},                                                // admission lets it write labels and stubs only
+	"gloo-mesh-istio-reader":   {"authentication.k8s.io/tokenreviews create"},                                    // a question, not a change
+	"gloo-mesh-agent-peering":  {"gateway.networking.k8s.io/gateways get,list,watch,create,update,patch,delete"}, // peers; admission lets it write no other class
 }
 
 // elsewhere are the Roles in other namespaces than the release's.
 var elsewhere = map[string][]string{
-	"gloo-mesh-agent-trust": {"istio-system"}, "gloo-mesh-agent-remote-secrets": {"istio-system"}, "gloo-mesh-istio-reader": {"istio-system"}, "gloo-mesh-agent-api-server": {"default"},
+	"gloo-mesh-agent-trust": {"istio-system"}, "gloo-mesh-agent-remote-secrets": {"istio-system"}, "gloo-mesh-istio-reader": {"istio-system"}, "gloo-mesh-agent-api-server": {"default"}, "gloo-mesh-agent-segments": {"kube-system"},
 	"gloo-mesh-agent": {"gloo-mesh", "gloo-mesh-tokens"},
 }
 
@@ -192,7 +194,7 @@ func TestLeastPrivilege(t *testing.T) {
 		t.Fatal(err)
 	}
 	roles, clusterRoles := documents[rbacv1.Role](t, manifest, "Role"), documents[rbacv1.ClusterRole](t, manifest, "ClusterRole")
-	if len(roles) != 9 || len(clusterRoles) != 11 {
+	if len(roles) != 10 || len(clusterRoles) != 12 {
 		t.Fatalf("%d Roles, %d ClusterRoles: the test would prove nothing", len(roles), len(clusterRoles))
 	}
 	var rules []rbacv1.PolicyRule

@@ -8,6 +8,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	networkingv2alpha1 "ambitmesh.dev/ambit/api/networking/v2alpha1"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/validate"
 )
@@ -36,6 +37,7 @@ func resources() []resource {
 		of(adminv2.GroupName, "RootTrustPolicy", changed, validate.RootTrustPolicy, validate.WarningsOfRootTrustPolicy).unless(deletion(validate.DeletionOfRootTrustPolicy)),
 		of(adminv2.GroupName, "RotationRequest", changed, validate.RotationRequest, validate.WarningsOfRotationRequest).unless(deletion(validate.DeletionOfRotationRequest)),
 		of(securityv2.GroupName, "AccessPolicy", changed, validate.AccessPolicy, validate.WarningsOfAccessPolicy),
+		of(networkingv2alpha1.GroupName, "Segment", changed, validate.Segment, validate.WarningsOfSegment),
 		of(securityv2.GroupName, "PolicyOverride", changed, validate.PolicyOverride, validate.WarningsOfPolicyOverride),
 	}
 }

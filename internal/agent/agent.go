@@ -26,6 +26,8 @@ import (
 	"ambitmesh.dev/ambit/internal/probe"
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/relay/synclog"
+	"ambitmesh.dev/ambit/internal/remotesecrets"
+	"ambitmesh.dev/ambit/internal/segments"
 	"ambitmesh.dev/ambit/internal/version"
 )
 
@@ -72,6 +74,9 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	trust := newTrust(cfg, kube, inventory, log)
 	remotes := newRemotes(cfg, kube, inventory, log)
 	ears := newTelemetry(cfg, kube, log)
+	segments := segments.New(segments.Config{
+		Client: kube.client, Namespace: cfg.Namespace, Source: inventory, Served: remotesecrets.Served(kube.client, cfg.IstioNamespace), Log: log.With("stage", "segments"),
+	})
 	spoke, err := relay.NewSpoke(relay.SpokeConfig{
 		ServerAddress: cfg.Server, Authority: cfg.Authority, Cluster: cfg.Cluster, UID: uid, Version: version.Version,
 		Identity: store, Inventory: inventory, RenewRatio: cfg.RenewRatio, Log: log.With("stage", "relay"),
@@ -80,6 +85,7 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 			applier.Desired(ctx, c)
 			trust.desired(c)
 			remotes.desired(c)
+			segments.Desired(c)
 		},
 		OnRefused: remotes.refused,
 	})
@@ -93,6 +99,7 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	start(task{"cacerts", trust.keeper.Run})
 	start(task{"probe", trust.run})
 	start(task{"remote secrets", remotes.run})
+	start(task{"segments", segments.Run})
 	start(task{"peers", probe.NewPeers(probe.PeersConfig{Client: kube.client, Source: inventory, Heard: ears.probed, Log: log.With("stage", "peers")}).Run})
 	start(task{"telemetry", ears.scrape})
 	start(task{"otlp", ears.receive})

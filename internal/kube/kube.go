@@ -21,13 +21,14 @@ import (
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	issuancev2 "ambitmesh.dev/ambit/api/issuance/v2"
+	networkingv2alpha1 "ambitmesh.dev/ambit/api/networking/v2alpha1"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 )
 
 // Scheme returns the kinds the server and the agent use. Few on purpose: every known kind costs memory.
 func Scheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, coordinationv1.AddToScheme, admissionv1.AddToScheme, authenticationv1.AddToScheme, adminv2.AddToScheme, securityv2.AddToScheme, issuancev2.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, coordinationv1.AddToScheme, admissionv1.AddToScheme, authenticationv1.AddToScheme, adminv2.AddToScheme, securityv2.AddToScheme, networkingv2alpha1.AddToScheme, issuancev2.AddToScheme} {
 		if err := add(s); err != nil {
 			return nil, fmt.Errorf("register kinds: %w", err)
 		}
@@ -45,6 +46,7 @@ func Mapper() meta.RESTMapper {
 		},
 		coordinationv1.SchemeGroupVersion: {"Lease": meta.RESTScopeNamespace},
 		admissionv1.SchemeGroupVersion:    {"MutatingWebhookConfiguration": meta.RESTScopeRoot, "ValidatingWebhookConfiguration": meta.RESTScopeRoot},
+		networkingv2alpha1.GroupVersion(): {"Segment": meta.RESTScopeNamespace},
 		adminv2.GroupVersion(): {
 			"KubernetesCluster": meta.RESTScopeNamespace, "Workspace": meta.RESTScopeNamespace, "WorkspaceSettings": meta.RESTScopeNamespace,
 			"RootTrustPolicy": meta.RESTScopeNamespace, "RotationRequest": meta.RESTScopeNamespace,

@@ -22,6 +22,8 @@ type ClusterInfo struct {
 	IstioClusterID    string      `json:"istioClusterID,omitempty"`    // what that istiod calls this cluster; telemetry and remote secrets use it
 	// AutomaticPeering is PEERING_AUTOMATIC_LOCAL_GATEWAY of that istiod: "true", "false" or empty.
 	AutomaticPeering string `json:"automaticPeering,omitempty"`
+	// IgnoresGlobal: its MeshConfig is known and makes no Service global by label istio.io/global.
+	IgnoresGlobal bool `json:"ignoresGlobal,omitempty"`
 	// NodeAddresses are a few addresses of nodes, sorted; only where an east-west gateway is reached by node ports.
 	NodeAddresses []string `json:"nodeAddresses,omitempty"`
 	Warnings      []string `json:"warnings,omitempty"` // what the agent could not find out, and why

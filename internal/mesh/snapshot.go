@@ -29,6 +29,8 @@ type Snapshot struct {
 	// RootPolicies and RotationRequests are those of the admin namespace, in the same way.
 	RootPolicies     []*RootTrustPolicy
 	RotationRequests []*RotationRequest
+	// Segments are those of any namespace, in the same way.
+	Segments []*Segment
 }
 
 // Cluster is a registered cluster and what its agent reported.
@@ -60,6 +62,8 @@ type Inventory struct {
 	Outcomes map[Ref]Outcome
 	// PeerProbes say how each peer is reached, by the "namespace/name" of its Gateway. They decide nothing.
 	PeerProbes map[string]PeerProbe
+	// Segments is what the cluster has of its SegmentOrder; nil: it has not said. It decides nothing.
+	Segments *SegmentState
 	// Namespaces are what runs in each. One that has not changed since an earlier Snapshot is the same pointer.
 	Namespaces map[string]*NamespaceInventory
 }

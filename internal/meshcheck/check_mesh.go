@@ -128,40 +128,6 @@ func multiRoot(v *view, f *Finding) {
 	f.Summary = summary(f, "istiod takes a changed root while it runs", "a change of the root needs restarts")
 }
 
-// matches is a label selector; an operator that is not known matches nothing.
-func (s *selector) matches(labels map[string]string) bool {
-	for k, v := range s.MatchLabels {
-		if labels[k] != v {
-			return false
-		}
-	}
-	for _, e := range s.MatchExpressions {
-		value, has := labels[e.Key]
-		ok := false
-		switch e.Operator {
-		case "In":
-			ok = has && slices.Contains(e.Values, value)
-		case "NotIn":
-			ok = !has || !slices.Contains(e.Values, value)
-		case "Exists":
-			ok = has
-		case "DoesNotExist":
-			ok = !has
-		}
-		if !ok {
-			return false
-		}
-	}
-	return true
-}
-
-// honours reports whether istiod makes a Service with those labels global.
-func (m *meshConfig) honours(service, namespace map[string]string) bool {
-	return slices.ContainsFunc(m.ServiceScopeConfigs, func(s serviceScope) bool {
-		return s.Scope == "GLOBAL" && s.ServicesSelector.matches(service) && s.NamespaceSelector.matches(namespace)
-	})
-}
-
 func scopes(v *view, f *Finding) {
 	if v.missing(f) || v.unread(f, "configmaps") {
 		return
@@ -175,7 +141,7 @@ func scopes(v *view, f *Finding) {
 		f.Status, f.Summary = Skipped, "no ConfigMap istio was found"
 		return
 	}
-	if !m.honours(map[string]string{labelGlobal: "true"}, map[string]string{}) {
+	if !m.Honours(map[string]string{labelGlobal: "true"}, map[string]string{}) {
 		f.problem(Error, fmt.Sprintf("meshConfig.serviceScopeConfigs does not make Services with %s=true global: the label has no effect here", labelGlobal),
 			fmt.Sprintf("%s -n %s edit configmap istio   # add under mesh: serviceScopeConfigs: [{scope: GLOBAL, servicesSelector: {matchExpressions: [{key: istio.io/global, operator: In, values: [\"true\"]}]}}]", v.Kubectl, v.IstioNamespace()))
 	}
@@ -293,7 +259,7 @@ func shared(v *view, f *Finding) {
 			f.problem(Warning, fmt.Sprintf("%s is labelled %s=%s, which this istiod does not read", name, labelScope, u.GetLabels()[labelScope]),
 				fmt.Sprintf("%s -n %s label service %s %s=true   # or apply a Segment", v.Kubectl, u.GetNamespace(), u.GetName(), labelGlobal))
 		case !v.isShared(u):
-		case !v.solo() && known && !m.honours(u.GetLabels(), v.namespaces[u.GetNamespace()]):
+		case !v.solo() && known && !m.Honours(u.GetLabels(), v.namespaces[u.GetNamespace()]):
 			f.problem(Error, fmt.Sprintf("%s is labelled global, and istiod's serviceScopeConfigs don't honour it: see Service Scope Check", name), "")
 		case v.endpoints(name) == 0:
 			f.note(fmt.Sprintf("%s: global, no endpoint here%s", name, elsewhere(v, name)))

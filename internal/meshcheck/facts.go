@@ -12,6 +12,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
+
+	"ambitmesh.dev/ambit/internal/mesh"
 )
 
 // Cluster is what is known of one cluster.
@@ -70,24 +72,10 @@ type remote struct {
 }
 
 type meshConfig struct {
-	TrustDomain         string                  `json:"trustDomain"`
-	TrustDomainAliases  []string                `json:"trustDomainAliases"`
-	ServiceScopeConfigs []serviceScope          `json:"serviceScopeConfigs"`
-	DefaultConfig       struct{ MeshID string } `json:"defaultConfig"`
-}
-
-type serviceScope struct {
-	Scope             string   `json:"scope"`
-	ServicesSelector  selector `json:"servicesSelector"`
-	NamespaceSelector selector `json:"namespaceSelector"`
-}
-
-type selector struct {
-	MatchLabels      map[string]string `json:"matchLabels"`
-	MatchExpressions []struct {
-		Key, Operator string
-		Values        []string
-	} `json:"matchExpressions"`
+	TrustDomain        string   `json:"trustDomain"`
+	TrustDomainAliases []string `json:"trustDomainAliases"`
+	mesh.ScopeConfigs
+	DefaultConfig struct{ MeshID string } `json:"defaultConfig"`
 }
 
 // The labels of the mesh.

@@ -30,6 +30,7 @@ type istiod struct {
 type meshConfigOf struct {
 	TrustDomain   string `json:"trustDomain"`
 	RootNamespace string `json:"rootNamespace"`
+	mesh.ScopeConfigs
 }
 
 // facts is what is known of the cluster as a whole. Not safe for concurrent use.
@@ -202,8 +203,12 @@ func (f *facts) info() mesh.ClusterInfo {
 		out.IstioVersion, out.IstioNamespace, out.IstioRevision, out.IstioClusterID = d.version, d.namespace, d.revision, d.clusterID
 		out.AutomaticPeering = d.peering
 		out.Network = f.networks[d.namespace]
-		config := cmp.Or(f.meshes[d.namespace+"/istio-"+d.revision], f.meshes[d.namespace+"/istio"])
+		config, revised := f.meshes[d.namespace+"/istio-"+d.revision]
+		if !revised {
+			config = f.meshes[d.namespace+"/istio"]
+		}
 		out.TrustDomain = mesh.TrustDomain(cmp.Or(d.trustDomain, config.TrustDomain))
+		out.IgnoresGlobal = config.TrustDomain != "" && !config.Honours(map[string]string{mesh.LabelGlobal: "true"}, nil)
 		if config.RootNamespace != d.namespace {
 			out.RootNamespace = config.RootNamespace
 		}

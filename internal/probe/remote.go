@@ -105,6 +105,23 @@ type Asker struct {
 
 // Clusters are the clusters that one istiod reads, its own among them.
 func (a Asker) Clusters(ctx context.Context, r Replica) ([]RemoteCluster, error) {
+	raw, err := a.ask(ctx, r, remoteClusters)
+	if err != nil {
+		return nil, err
+	}
+	var out []RemoteCluster
+	if err := json.Unmarshal(raw, &out); err != nil {
+		return nil, fmt.Errorf("istiod %s: its clusters can't be read: %w", r.Name, err)
+	}
+	return out, nil
+}
+
+// ask is an answer to /debug/WHAT.
+func (a Asker) ask(ctx context.Context, r Replica, what string) ([]byte, error) {
+	limit := maxAnswer
+	if what == addresses {
+		limit = maxServed
+	}
 	names := []string{"istiod." + a.IstioNamespace + ".svc"}
 	if r.Revision != "" && r.Revision != "default" {
 		names = append(names, "istiod-"+r.Revision+"."+a.IstioNamespace+".svc")
@@ -123,9 +140,9 @@ func (a Asker) Clusters(ctx context.Context, r Replica) ([]RemoteCluster, error)
 	defer conn.Close()
 	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+a.Token, "clusterid", r.Cluster))
 	defer cancel()
-	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, streamResources, grpc.ForceCodec(codec{}), grpc.MaxCallRecvMsgSize(maxAnswer))
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, streamResources, grpc.ForceCodec(codec{}), grpc.MaxCallRecvMsgSize(limit))
 	if err == nil {
-		err = stream.SendMsg(debugRequest{namespace: a.IstioNamespace, account: a.Account, what: remoteClusters})
+		err = stream.SendMsg(debugRequest{namespace: a.IstioNamespace, account: a.Account, what: what})
 	}
 	var answer debugResponse
 	if err == nil || errors.Is(err, io.EOF) {
@@ -135,13 +152,9 @@ func (a Asker) Clusters(ctx context.Context, r Replica) ([]RemoteCluster, error)
 	case err != nil && why != nil:
 		return nil, *why
 	case err != nil:
-		return nil, fmt.Errorf("ask istiod %s for its clusters: %w", r.Name, err)
+		return nil, fmt.Errorf("ask istiod %s for %s: %w", r.Name, what, err)
 	}
-	var out []RemoteCluster
-	if err := json.Unmarshal(answer.body, &out); err != nil {
-		return nil, fmt.Errorf("istiod %s: its clusters can't be read: %w", r.Name, err)
-	}
-	return out, nil
+	return answer.body, nil
 }
 
 // SecretEvents counts the remote secrets that an istiod was told of since it began: new and changed ones. The metric of their state is of no use: after a rotation it says "closed".

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 
 	"ambitmesh.dev/ambit/internal/mesh"
 	"ambitmesh.dev/ambit/internal/probe"
@@ -285,6 +286,61 @@ func (i *istiods) Ask(ctx context.Context, r probe.Replica) ([]probe.RemoteClust
 	}
 	clusters, err := a.Clusters(ctx, r)
 	return clusters, events, err
+}
+
+// Served returns what asks a cluster's istiods which endpoints they serve to ztunnels. With several replicas a Service counts as the least of them has it. For one caller at a time.
+func Served(client dynamic.Interface, istioNamespace string) func(ctx context.Context, wanted map[string]bool) (map[string]probe.ServedService, error) {
+	i := newIstiods(Config{Client: client, IstioNamespace: istioNamespace})
+	return func(ctx context.Context, wanted map[string]bool) (map[string]probe.ServedService, error) {
+		replicas, err := i.Replicas(ctx)
+		if err != nil {
+			return nil, err
+		}
+		network, err := networkOf(ctx, client, istioNamespace)
+		if err != nil {
+			return nil, err
+		}
+		a := i.asker
+		if a.Roots, err = probe.RootsOf(ctx, client, istioNamespace); err != nil {
+			return nil, err
+		}
+		var out map[string]probe.ServedService
+		for _, r := range replicas {
+			if !r.Ready || r.Going {
+				continue
+			}
+			got, err := a.Services(ctx, r, network, wanted)
+			if err != nil {
+				return nil, err
+			}
+			if out == nil {
+				out = got
+				continue
+			}
+			for key, has := range out {
+				other, ok := got[key]
+				if !ok || other.VIP == "" {
+					delete(out, key)
+					continue
+				}
+				has.Local, has.Remote = min(has.Local, other.Local), min(has.Remote, other.Remote)
+				out[key] = has
+			}
+		}
+		if out == nil {
+			return nil, fmt.Errorf("no istiod is ready in namespace %s", istioNamespace)
+		}
+		return out, nil
+	}
+}
+
+// networkOf is the network that the istiods of a namespace are in; empty: the default one.
+func networkOf(ctx context.Context, client dynamic.Interface, istioNamespace string) (string, error) {
+	ns, err := client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}).Get(ctx, istioNamespace, metav1.GetOptions{})
+	if err != nil {
+		return "", fmt.Errorf("network of namespace %s: %w", istioNamespace, err)
+	}
+	return ns.GetLabels()[mesh.LabelNetwork], nil
 }
 
 // Restart implements Istiods.

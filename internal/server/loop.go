@@ -66,6 +66,8 @@ type loop struct {
 
 	tokenMembers int       // clusters there were when tokens were last decided about
 	tokensNext   time.Time // not before
+
+	segments segments
 }
 
 // follow takes note of what changes on the relay.
@@ -264,6 +266,9 @@ func (l *loop) publish(snap *mesh.Snapshot, result *translate.Result) error {
 		l.log.Info("safe mode", "send", w.Add, "remove", w.Remove, "why", w.Reason)
 	}
 	l.warmth = w
+	if err := l.decideSegments(snap, w); err != nil {
+		return err
+	}
 	for c, s := range l.sent {
 		if _, wanted := result.Objects[c]; !wanted { // left alone for now: later deltas won't tell how it differs from what the hub has
 			s.whole = false
@@ -292,7 +297,7 @@ func (l *loop) publish(snap *mesh.Snapshot, result *translate.Result) error {
 		}
 		m := snap.Cluster(c)
 		directive, decided := l.trust.Directive(c)
-		more := l.tokens.Items(c)
+		more := l.more(c)
 		// its own inventory decides too: what should be in a cluster depends on what is there
 		complete := w.Remove && decided && (m.SkipWarming || m.Inventory != nil && m.Inventory.Complete)
 		var err error
@@ -323,7 +328,7 @@ func (l *loop) direct(snap *mesh.Snapshot) error {
 		c := snap.Clusters[i].Name
 		s := l.sent[c]
 		directive, _ := l.trust.Directive(c)
-		more := l.tokens.Items(c)
+		more := l.more(c)
 		if (directive == nil || bytes.Equal(directive, s.directive)) && maps.EqualFunc(more, s.tokens, bytes.Equal) {
 			continue
 		}
@@ -402,7 +407,7 @@ func items(objects translate.Objects, only []mesh.Ref) map[synclog.Key][]byte {
 
 // view is what the reporter needs of this round.
 func (l *loop) view(snap *mesh.Snapshot, src state.Sources, result translate.Result) *view {
-	v := &view{at: time.Now(), snapshot: snap, clusters: src.Clusters, ended: src.Ended, result: result, warm: l.warmth.Add, why: l.warmth.Reason, published: make(map[mesh.ClusterName]bool, len(l.sent))}
+	v := &view{at: time.Now(), snapshot: snap, clusters: src.Clusters, ended: src.Ended, result: result, segments: l.segments, warm: l.warmth.Add, why: l.warmth.Reason, published: make(map[mesh.ClusterName]bool, len(l.sent))}
 	for c, s := range l.sent {
 		v.published[c] = s.ever
 	}

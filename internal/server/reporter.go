@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	networkingv2alpha1 "ambitmesh.dev/ambit/api/networking/v2alpha1"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/audit"
 	"ambitmesh.dev/ambit/internal/mesh"
@@ -35,6 +36,7 @@ type view struct {
 	clusters  map[mesh.ClusterName]*adminv2.KubernetesCluster
 	result    translate.Result
 	published map[mesh.ClusterName]bool
+	segments  segments
 	ended     []mesh.Ref // overrides that are over and still there
 	at        time.Time
 	warm      bool // what is translated may go out
@@ -66,6 +68,7 @@ type reporter struct {
 	workspaces *report.Writer[adminv2.WorkspaceStatus]
 	settings   *report.Writer[adminv2.WorkspaceSettingsStatus]
 	overrides  *report.Writer[securityv2.PolicyOverrideStatus]
+	segments   *report.Writer[networkingv2alpha1.SegmentStatus]
 
 	latest atomic.Pointer[view]
 	posted bell
@@ -86,6 +89,7 @@ func newReporter(s *server, hub *relay.Hub) *reporter {
 		clusters: report.NewWriter(api, report.Differ), policies: report.NewWriter(api, report.Unequal[securityv2.AccessPolicyStatus]),
 		workspaces: report.NewWriter(api, report.Unequal[adminv2.WorkspaceStatus]), settings: report.NewWriter(api, report.Unequal[adminv2.WorkspaceSettingsStatus]),
 		overrides: report.NewWriter(api, report.Unequal[securityv2.PolicyOverrideStatus]),
+		segments:  report.NewWriter(api, report.Unequal[networkingv2alpha1.SegmentStatus]),
 		posted:    newBell(), news: news{touched: map[mesh.Ref]bool{}}, book: report.NewBook(), due: map[mesh.Ref]bool{},
 		refused: map[mesh.ClusterName]time.Time{}, since: map[mesh.ClusterName]time.Time{}, peers: map[mesh.ClusterName]peerMemo{},
 	}
@@ -145,7 +149,7 @@ func (r *reporter) once(ctx context.Context, now time.Time) error {
 		sessions[s.Cluster] = s
 	}
 	r.note(v, n, sessions)
-	return errors.Join(r.reportClusters(ctx, v, sessions, now), r.reportPolicies(ctx, v, sessions, now), r.reportOthers(ctx, v, now), r.expire(ctx, v))
+	return errors.Join(r.reportClusters(ctx, v, sessions, now), r.reportPolicies(ctx, v, sessions, now), r.reportOthers(ctx, v, now), r.reportSegments(ctx, v), r.expire(ctx, v))
 }
 
 // note finds out which policies may have another status. It loses nothing when writing fails later.
@@ -167,6 +171,8 @@ func (r *reporter) note(v *view, n news, sessions map[mesh.ClusterName]relay.Ses
 			r.workspaces.Forget(ref.Namespace, ref.Name)
 		case "WorkspaceSettings":
 			r.settings.Forget(ref.Namespace, ref.Name)
+		case "Segment":
+			r.segments.Forget(ref.Namespace, ref.Name)
 		case "PolicyOverride":
 			r.overrides.Forget(ref.Namespace, ref.Name)
 		}

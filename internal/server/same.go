@@ -11,7 +11,7 @@ import (
 // has not changed is the same pointer (internal/state).
 func alike(a, b *mesh.Snapshot) bool {
 	if a == nil || a.ServerVersion != b.ServerVersion || a.ManagementCluster != b.ManagementCluster || a.AdminNamespace != b.AdminNamespace || a.Peering != b.Peering || !sameMap(a.Namespaces, b.Namespaces) ||
-		!slices.Equal(a.Policies, b.Policies) || !slices.Equal(a.Workspaces, b.Workspaces) || !slices.Equal(a.Settings, b.Settings) || !slices.Equal(a.Overrides, b.Overrides) {
+		!slices.Equal(a.Policies, b.Policies) || !slices.Equal(a.Workspaces, b.Workspaces) || !slices.Equal(a.Settings, b.Settings) || !slices.Equal(a.Overrides, b.Overrides) || !slices.Equal(a.Segments, b.Segments) {
 		return false
 	}
 	return slices.EqualFunc(a.Clusters, b.Clusters, func(x, y mesh.Cluster) bool {

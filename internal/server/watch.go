@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	networkingv2alpha1 "ambitmesh.dev/ambit/api/networking/v2alpha1"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/admission"
 	"ambitmesh.dev/ambit/internal/kube"
@@ -40,7 +41,7 @@ type watcher struct {
 	relay                    []string // names of the relay's Secrets
 }
 
-// sources are told of every AccessPolicy, Workspace, WorkspaceSettings, PolicyOverride, RootTrustPolicy, RotationRequest and Namespace. They answer whether it matters.
+// sources are told of every AccessPolicy, Workspace, WorkspaceSettings, PolicyOverride, RootTrustPolicy, RotationRequest, Segment and Namespace. They answer whether it matters.
 type sources interface {
 	Put(client.Object) bool
 	Remove(client.Object) bool
@@ -184,7 +185,7 @@ func (w *watcher) subscribeSources(ctx context.Context) error {
 	}
 	kinds := []client.Object{
 		&securityv2.AccessPolicy{}, &securityv2.PolicyOverride{}, &adminv2.Workspace{}, &adminv2.WorkspaceSettings{}, namespaceMeta(),
-		&adminv2.RootTrustPolicy{}, &adminv2.RotationRequest{},
+		&adminv2.RootTrustPolicy{}, &adminv2.RotationRequest{}, &networkingv2alpha1.Segment{},
 	}
 	for _, kind := range kinds[len(w.told):] {
 		informer, err := w.cache.GetInformer(ctx, kind, cache.BlockUntilSynced(false))

@@ -17,6 +17,7 @@ type inventory struct {
 	info       mesh.ClusterInfo
 	outcomes   map[mesh.Ref]mesh.Outcome
 	probes     map[string]mesh.PeerProbe
+	segments   *mesh.SegmentState
 	namespaces map[string]*mesh.NamespaceInventory
 	named      map[string]bool // namespaces with an item of their own, not only with things in them
 
@@ -33,7 +34,7 @@ func (i *inventory) snapshot() *mesh.Inventory {
 		return nil
 	}
 	if i.out == nil {
-		i.out = &mesh.Inventory{Complete: i.complete, Info: i.info, Outcomes: i.outcomes, PeerProbes: i.probes}
+		i.out = &mesh.Inventory{Complete: i.complete, Info: i.info, Outcomes: i.outcomes, PeerProbes: i.probes, Segments: i.segments}
 		if i.complete { // half of what runs in a cluster is no ground to decide on, and would be translated once for each portion that comes
 			i.out.Namespaces = i.namespaces
 		}
@@ -57,6 +58,12 @@ func (i *inventory) observe(ch Change, m models, bad func(mesh.ItemKey, error)) 
 	outcomes := map[mesh.Ref]*mesh.Outcome{}
 	probes := map[string]*mesh.PeerProbe{}
 	take := func(key mesh.ItemKey, value []byte) {
+		if key.Type == mesh.ItemSegments {
+			if err := i.takeSegments(value); err != nil {
+				bad(key, err)
+			}
+			return
+		}
 		if key.Type == mesh.ItemPeerProbe {
 			if err := takeProbe(key.Name, value, probes); err != nil {
 				bad(key, err)
@@ -162,6 +169,19 @@ func takeProbe(name string, value []byte, probes map[string]*mesh.PeerProbe) err
 		return err
 	}
 	probes[name] = p
+	return nil
+}
+
+// takeSegments decodes the state of Segments; value nil: it is gone.
+func (i *inventory) takeSegments(value []byte) error {
+	var st *mesh.SegmentState
+	if value != nil {
+		st = new(mesh.SegmentState)
+		if err := json.Unmarshal(value, st); err != nil {
+			return err
+		}
+	}
+	i.segments, i.out = st, nil
 	return nil
 }
 

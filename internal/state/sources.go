@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	networkingv2alpha1 "ambitmesh.dev/ambit/api/networking/v2alpha1"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/mesh"
 )
@@ -24,6 +25,7 @@ type sources struct {
 	overrides  kind[mesh.Override]
 	roots      kind[mesh.RootTrustPolicy]
 	requests   kind[mesh.RotationRequest]
+	segments   kind[mesh.Segment]
 	all        map[mesh.Ref]bool   // overrides
 	invalid    map[mesh.Ref]string // those of them that break a rule: never in force
 
@@ -59,13 +61,16 @@ func refOf(o client.Object) (ref mesh.Ref, ok bool) {
 		ref.Group, ref.Version, ref.Kind = admin.Group, admin.Version, "RootTrustPolicy"
 	case *adminv2.RotationRequest:
 		ref.Group, ref.Version, ref.Kind = admin.Group, admin.Version, "RotationRequest"
+	case *networkingv2alpha1.Segment:
+		gv := networkingv2alpha1.GroupVersion()
+		ref.Group, ref.Version, ref.Kind = gv.Group, gv.Version, "Segment"
 	default:
 		return ref, false
 	}
 	return ref, true
 }
 
-// Put takes up an AccessPolicy, Workspace, WorkspaceSettings, PolicyOverride, RootTrustPolicy, RotationRequest or Namespace (metadata) as the API server has it now, and
+// Put takes up an AccessPolicy, Workspace, WorkspaceSettings, PolicyOverride, RootTrustPolicy, RotationRequest, Segment or Namespace (metadata) as the API server has it now, and
 // says whether decisions may come out differently: a change of status alone does not count, but for what a RotationRequest's remembers. The object must not be changed afterwards.
 func (s *State) Put(o client.Object) bool {
 	s.mu.Lock()
@@ -173,6 +178,8 @@ func (s *sources) remove(ref mesh.Ref) bool {
 		s.roots.edit(ref, nil)
 	case "RotationRequest":
 		s.requests.edit(ref, nil)
+	case "Segment":
+		s.segments.edit(ref, nil)
 	}
 	return true
 }
@@ -192,6 +199,8 @@ func (s *sources) edit(ref mesh.Ref, o client.Object, invalid string) {
 		s.roots.edit(ref, rootPolicy(ref, o, invalid))
 	case *adminv2.RotationRequest:
 		s.requests.edit(ref, rotationRequest(ref, o, invalid))
+	case *networkingv2alpha1.Segment:
+		s.segments.edit(ref, &mesh.Segment{Source: ref, UID: string(o.UID), Generation: o.Generation, Created: o.CreationTimestamp.UTC(), Spec: o.Spec, Invalid: invalid})
 	case *securityv2.PolicyOverride:
 		s.all[ref] = true
 		if invalid != "" {
@@ -252,6 +261,7 @@ func (s *sources) take(snap *mesh.Snapshot, src *Sources, now time.Time) {
 	snap.Settings = s.settings.take(func(w *mesh.WorkspaceSettings) mesh.Ref { return w.Source })
 	snap.RootPolicies = s.roots.take(func(p *mesh.RootTrustPolicy) mesh.Ref { return p.Source })
 	snap.RotationRequests = s.requests.take(func(r *mesh.RotationRequest) mesh.Ref { return r.Source })
+	snap.Segments = s.segments.take(func(s *mesh.Segment) mesh.Ref { return s.Source })
 	for _, o := range s.overrides.take(func(o *mesh.Override) mesh.Ref { return o.Source }) {
 		if !o.Until.After(now) {
 			src.Ended = append(src.Ended, o.Source)

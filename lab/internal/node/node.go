@@ -146,7 +146,7 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	names := dns.New(dns.Config{
 		Addr: netip.AddrPortFrom(cfg.DNSIP, 53), Domain: cfg.ClusterDomain, Log: cfg.Log,
-		Services: c.services, Slices: all.Discovery().V1().EndpointSlices().Lister(),
+		Services: c.services, Slices: all.Discovery().V1().EndpointSlices().Lister(), ConfigMaps: all.Core().V1().ConfigMaps().Lister(),
 	})
 
 	all.Start(ctx.Done())

@@ -27,7 +27,9 @@ type Config struct {
 	Domain   string // cluster.local
 	Services corelisters.ServiceLister
 	Slices   discoverylisters.EndpointSliceLister
-	Log      *slog.Logger
+	// ConfigMaps, if set, has kube-system/coredns-custom: lines `rewrite name exact FROM TO` of its keys *.override hold, as where CoreDNS imports them.
+	ConfigMaps corelisters.ConfigMapLister
+	Log        *slog.Logger
 }
 
 // Server answers for one cluster.
@@ -77,7 +79,14 @@ func (s *Server) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 	m.Authoritative, m.RecursionAvailable = true, true
 	if len(req.Question) == 1 {
 		q := req.Question[0]
+		asked := q.Name
+		q.Name = s.rewritten(q.Name)
 		answer, extra, exists := s.answer(q)
+		for _, rr := range answer {
+			if strings.EqualFold(rr.Header().Name, q.Name) {
+				rr.Header().Name = asked
+			}
+		}
 		m.Answer, m.Extra = answer, extra
 		if !exists {
 			m.Rcode = dns.RcodeNameError
@@ -98,6 +107,28 @@ func (s *Server) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 	if err := w.WriteMsg(m); err != nil {
 		s.cfg.Log.Debug("cluster DNS: answer", "err", err)
 	}
+}
+
+// rewritten is the name that is looked for instead of name.
+func (s *Server) rewritten(name string) string {
+	if s.cfg.ConfigMaps == nil {
+		return name
+	}
+	custom, err := s.cfg.ConfigMaps.ConfigMaps("kube-system").Get("coredns-custom")
+	if err != nil {
+		return name
+	}
+	for key, text := range custom.Data {
+		if !strings.HasSuffix(key, ".override") {
+			continue
+		}
+		for line := range strings.Lines(text) {
+			if f := strings.Fields(line); len(f) == 5 && f[0] == "rewrite" && f[1] == "name" && f[2] == "exact" && strings.EqualFold(dns.Fqdn(f[3]), name) {
+				return dns.Fqdn(f[4])
+			}
+		}
+	}
+	return name
 }
 
 func (s *Server) soa() dns.RR {
