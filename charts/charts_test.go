@@ -240,7 +240,7 @@ func TestLeastPrivilege(t *testing.T) {
 // Restarts of gateways are allowed where they are asked for, and the rights to trust can be taken away as a whole.
 func TestTrustRights(t *testing.T) {
 	with := func(trust map[string]any) (roles []string, patches bool) {
-		manifest, err := render(t, charts.Platform, map[string]any{"common": map[string]any{"cluster": "c1"}, "glooAgent": map[string]any{"enabled": true, "relay": map[string]any{"serverAddress": "m:9900"}, "trust": trust, "remoteSecrets": map[string]any{"enabled": false}}})
+		manifest, err := render(t, charts.Platform, map[string]any{"common": map[string]any{"cluster": "c1"}, "glooAgent": map[string]any{"enabled": true, "relay": map[string]any{"serverAddress": "m:9900"}, "trust": trust, "segments": map[string]any{"enabled": false}, "remoteSecrets": map[string]any{"enabled": false}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -308,8 +308,8 @@ func TestNoCABundle(t *testing.T) {
 	if strings.Contains(manifest, "caBundle") {
 		t.Error("the chart renders a caBundle")
 	}
-	if n := strings.Count(manifest, "failurePolicy: Fail"); n != 7 {
-		t.Errorf("%d webhooks and policies fail closed, want 7", n)
+	if n := strings.Count(manifest, "failurePolicy: Fail"); n != 11 {
+		t.Errorf("%d webhooks and policies fail closed, want 11", n)
 	}
 	if strings.Contains(manifest, "kind: Secret") {
 		t.Error("the chart renders a Secret: an upgrade could change one of the relay family and not the others")

@@ -36,7 +36,7 @@ func TestGuard(t *testing.T) {
 	for _, b := range documents[admissionv1.ValidatingAdmissionPolicyBinding](t, manifest, "ValidatingAdmissionPolicyBinding") {
 		made = append(made, &b)
 	}
-	if len(made) != 6 {
+	if len(made) != 10 {
 		t.Fatalf("%d objects guard the agent", len(made))
 	}
 	for _, o := range made {

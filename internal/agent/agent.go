@@ -72,11 +72,11 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	store := newIdentityStore(kube.client, cfg.Namespace, cfg.Secrets)
 	applier := apply.New(apply.Config{Client: kube.client, Get: kube.get, Namespace: cfg.Namespace, Outcomes: inventory, Log: log.With("stage", "apply")})
 	trust := newTrust(cfg, kube, inventory, log)
-	remotes := newRemotes(cfg, kube, inventory, log)
 	ears := newTelemetry(cfg, kube, log)
-	segments := segments.New(segments.Config{
+	shared := segments.New(segments.Config{
 		Client: kube.client, Namespace: cfg.Namespace, Source: inventory, Served: remotesecrets.Served(kube.client, cfg.IstioNamespace), Log: log.With("stage", "segments"),
 	})
+	remotes := newRemotes(cfg, kube, inventory, shared, log)
 	spoke, err := relay.NewSpoke(relay.SpokeConfig{
 		ServerAddress: cfg.Server, Authority: cfg.Authority, Cluster: cfg.Cluster, UID: uid, Version: version.Version,
 		Identity: store, Inventory: inventory, RenewRatio: cfg.RenewRatio, Log: log.With("stage", "relay"),
@@ -85,7 +85,7 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 			applier.Desired(ctx, c)
 			trust.desired(c)
 			remotes.desired(c)
-			segments.Desired(c)
+			shared.Desired(c)
 		},
 		OnRefused: remotes.refused,
 	})
@@ -99,7 +99,7 @@ func work(ctx context.Context, cfg Config, kube *cluster, status *status, log *s
 	start(task{"cacerts", trust.keeper.Run})
 	start(task{"probe", trust.run})
 	start(task{"remote secrets", remotes.run})
-	start(task{"segments", segments.Run})
+	start(task{"segments", shared.Run})
 	start(task{"peers", probe.NewPeers(probe.PeersConfig{Client: kube.client, Source: inventory, Heard: ears.probed, Log: log.With("stage", "peers")}).Run})
 	start(task{"telemetry", ears.scrape})
 	start(task{"otlp", ears.receive})

@@ -11,43 +11,44 @@ import (
 	"ambitmesh.dev/ambit/internal/relay"
 	"ambitmesh.dev/ambit/internal/relay/synclog"
 	"ambitmesh.dev/ambit/internal/remotesecrets"
+	"ambitmesh.dev/ambit/internal/segments"
 )
 
 // deregisteredAfter is for how long the management server must have said that this cluster is not registered before its tokens and remote secrets go.
 const deregisteredAfter = 2 * time.Second
 
-// remotes joins the keeper of remote secrets with the relay.
+// remotes joins the keepers of remote secrets and of Segments with the relay: what a cluster has of its mesh ends when it is deregistered.
 type remotes struct {
-	keeper *remotesecrets.Keeper // nil: off
+	keeper   *remotesecrets.Keeper // nil: off
+	segments *segments.Keeper
 
 	mu   sync.Mutex
 	gone time.Time // when the management server first said so; zero: it did not, since the last session
 }
 
-func newRemotes(cfg Config, kube *cluster, source *synclog.Source, log *slog.Logger) *remotes {
+func newRemotes(cfg Config, kube *cluster, source *synclog.Source, shared *segments.Keeper, log *slog.Logger) *remotes {
 	if !cfg.RemoteSecrets {
-		return &remotes{}
+		return &remotes{segments: shared}
 	}
-	return &remotes{keeper: remotesecrets.New(remotesecrets.Config{
+	return &remotes{segments: shared, keeper: remotesecrets.New(remotesecrets.Config{
 		Client: kube.client, Cluster: cfg.Cluster, Namespace: mesh.TokensNamespace(cfg.Namespace), IstioNamespace: cfg.IstioNamespace, Server: cfg.APIServer, CA: kube.ca, Source: source, Log: log.With("stage", "remote secrets"),
 	})}
 }
 
 // desired takes what the management server wants.
 func (r *remotes) desired(c synclog.Changes) {
-	if r.keeper == nil {
-		return
-	}
 	r.mu.Lock()
 	r.gone = time.Time{}
 	r.mu.Unlock()
-	r.keeper.Desired(c)
+	if r.keeper != nil {
+		r.keeper.Desired(c)
+	}
 }
 
 // refused is told that the management server sent us away. Twice, with time between, that this cluster is not registered, or that what it shows was revoked with its registration: then it
 // is no peer of anybody.
 func (r *remotes) refused(why *relay.Refusal) {
-	if r.keeper == nil || why.Reason != relayv1.Goodbye_NOT_REGISTERED && why.Reason != relayv1.Goodbye_REVOKED {
+	if why.Reason != relayv1.Goodbye_NOT_REGISTERED && why.Reason != relayv1.Goodbye_REVOKED {
 		return
 	}
 	now := time.Now()
@@ -58,7 +59,10 @@ func (r *remotes) refused(why *relay.Refusal) {
 	sure := now.Sub(r.gone) >= deregisteredAfter
 	r.mu.Unlock()
 	if sure {
-		r.keeper.Farewell()
+		r.segments.Farewell()
+		if r.keeper != nil {
+			r.keeper.Farewell()
+		}
 	}
 }
 

@@ -16,11 +16,13 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
 	"ambitmesh.dev/ambit/charts"
 	"ambitmesh.dev/ambit/internal/mesh"
+	"ambitmesh.dev/ambit/internal/segments"
 )
 
 type deregisterOptions struct {
@@ -282,6 +284,17 @@ func (c *cluster) deleteOurs(ctx context.Context, namespace string, out *progres
 		if s := &remotes.Items[i]; s.Annotations[mesh.TokenPeerAnnotation] != "" {
 			objects = append(objects, s)
 		}
+	}
+	direct, err := dynamic.NewForConfig(c.config)
+	if err != nil {
+		return c.says("connect", err)
+	}
+	shared, err := segments.Remove(ctx, direct, namespace)
+	if err != nil {
+		return c.says("take back what Segments made global", err)
+	}
+	if shared {
+		out.done("took back what Segments had made global on %s", c.Context)
 	}
 	objects = append(objects, inventories...) // last: what they list must not be forgotten by a failure
 	var deleted []string

@@ -197,12 +197,12 @@ func TestFacts(t *testing.T) {
 	f.namespace("istio-system", parse(t, "{apiVersion: v1, kind: Namespace, metadata: {name: istio-system, labels: {topology.istio.io/network: net-1}}}"))
 	f.deployment("istio-system/istiod-gloo", parse(t, istiodYAML))
 	f.configMap("istio-system/istio", parse(t, "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio, namespace: istio-system}, data: {mesh: 'accessLogFile: /dev/stdout'}}"))
-	want := mesh.ClusterInfo{TrustDomain: "cluster.local", IstioVersion: "1.30.2", Network: "net-1", KubernetesVersion: "v1.36.3", IstioNamespace: "istio-system", IstioRevision: "gloo", IstioClusterID: "cluster-1"}
+	want := mesh.ClusterInfo{TrustDomain: "cluster.local", IstioVersion: "1.30.2", Network: "net-1", KubernetesVersion: "v1.36.3", IstioNamespace: "istio-system", IstioRevision: "gloo", IstioClusterID: "cluster-1", IgnoresGlobal: true}
 	if diff := cmp.Diff(want, f.info()); diff != "" {
 		t.Errorf("defaults (-want +got):\n%s", diff)
 	}
-	f.configMap("istio-system/istio-gloo", parse(t, "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio-gloo, namespace: istio-system}, data: {mesh: '{trustDomain: bank.example, rootNamespace: mesh-root}'}}"))
-	want.TrustDomain, want.RootNamespace = "bank.example", "mesh-root"
+	f.configMap("istio-system/istio-gloo", parse(t, "{apiVersion: v1, kind: ConfigMap, metadata: {name: istio-gloo, namespace: istio-system}, data: {mesh: '{trustDomain: bank.example, rootNamespace: mesh-root, serviceScopeConfigs: [{scope: GLOBAL, servicesSelector: {matchExpressions: [{key: istio.io/global, operator: Exists}]}}]}'}}"))
+	want.TrustDomain, want.RootNamespace, want.IgnoresGlobal = "bank.example", "mesh-root", false
 	if diff := cmp.Diff(want, f.info()); diff != "" {
 		t.Errorf("the revision's MeshConfig wins (-want +got):\n%s", diff)
 	}

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 
@@ -94,6 +96,18 @@ func (k *Keeper) Desired(c synclog.Changes) {
 	k.mu.Lock()
 	k.order, k.hash = o, mesh.FingerprintOf(raw)
 	k.mu.Unlock()
+	k.poke()
+}
+
+// Farewell is told that this cluster is deregistered: it shares nothing any more.
+func (k *Keeper) Farewell() {
+	k.mu.Lock()
+	k.order, k.hash = &mesh.SegmentOrder{Complete: true}, mesh.Fingerprint{}
+	k.mu.Unlock()
+	k.poke()
+}
+
+func (k *Keeper) poke() {
 	select {
 	case k.wake <- struct{}{}:
 	default:
@@ -270,4 +284,26 @@ func (k *Keeper) resolve(ctx context.Context, h mesh.SegmentHost, vip string) me
 		vip = found[0]
 	}
 	return mesh.SegmentHostState{Address: vip}
+}
+
+// Remove takes back all that an agent's inventory lists, and then the inventory: what an agent that is gone can't do itself. some: there was something.
+func Remove(ctx context.Context, client dynamic.Interface, namespace string) (some bool, err error) {
+	k := New(Config{Client: client, Namespace: namespace, Log: slog.New(slog.DiscardHandler)})
+	k.listed = &inventory{configMaps: k.configMaps.Namespace(namespace), services: map[string]bool{}}
+	if err := k.listed.load(ctx); err != nil {
+		return false, err
+	}
+	some = !k.listed.empty()
+	nothing := &mesh.SegmentOrder{Complete: true}
+	if err := k.putDNS(ctx, nothing); err != nil {
+		return some, err
+	}
+	if err := k.takeBack(ctx, nothing, false); err != nil {
+		return some, err
+	}
+	err = k.configMaps.Namespace(namespace).Delete(ctx, InventoryName, metav1.DeleteOptions{})
+	if apierrors.IsNotFound(err) {
+		return false, nil
+	}
+	return some, err
 }
