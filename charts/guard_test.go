@@ -94,4 +94,50 @@ func TestGuard(t *testing.T) {
 	if err := patch(other, image); err != nil {
 		t.Errorf("somebody else: %v", err)
 	}
+	guardsServices(t, admin, agent, other, ns, refused)
+}
+
+// guardsServices: of Services the agent writes the labels that make them global, and stubs; of CoreDNS' ConfigMap its own key.
+func guardsServices(t *testing.T, admin, agent, other client.Client, ns string, refused func(what, says string, try func() error)) {
+	t.Helper()
+	service := func(name string, labels, selector map[string]string) *corev1.Service {
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: ns, Labels: labels}, Spec: corev1.ServiceSpec{Selector: selector, Ports: []corev1.ServicePort{{Port: 80}}}}
+	}
+	web, stub := map[string]string{"app": "web"}, map[string]string{"gloo.solo.io/join-stub": "true"}
+	theirs := service("theirs", web, web)
+	if err := admin.Create(t.Context(), theirs); err != nil {
+		t.Fatal(err)
+	}
+	patch := func(c client.Client, o client.Object, text string) error {
+		return c.Patch(t.Context(), o.DeepCopyObject().(client.Object), client.RawPatch(types.MergePatchType, []byte(text)))
+	}
+	refused("a Service's selector", "changes nothing of what a Service is", func() error { return patch(agent, theirs, `{"spec":{"selector":{"app":"evil"}}}`) })
+	refused("another label", "changes no labels", func() error { return patch(agent, theirs, `{"metadata":{"labels":{"app":null}}}`) })
+	refused("a Service with endpoints", "makes no Services but stubs", func() error { return agent.Create(t.Context(), service("evil", stub, web)) })
+	refused("a Service that is no stub", "makes no Services but stubs", func() error { return agent.Create(t.Context(), service("evil", web, nil)) })
+	refused("somebody's Service", "deletes no Services but stubs", func() error { return agent.Delete(t.Context(), theirs.DeepCopy()) })
+	if err := patch(agent, theirs, `{"metadata":{"labels":{"istio.io/global":"true"}}}`); err != nil {
+		t.Errorf("the label: %v", err)
+	}
+	ours := service("stub", stub, nil)
+	if err := agent.Create(t.Context(), ours); err != nil {
+		t.Errorf("a stub: %v", err)
+	}
+	if err := agent.Delete(t.Context(), ours); err != nil {
+		t.Errorf("a stub: %v", err)
+	}
+	if err := patch(other, theirs, `{"spec":{"selector":{"app":"new"}}}`); err != nil {
+		t.Errorf("somebody else: %v", err)
+	}
+	kubetest.Ensure(t, admin, "kube-system")
+	dns := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "coredns-custom", Namespace: "kube-system"}, Data: map[string]string{"theirs.override": "log"}}
+	if err := admin.Create(t.Context(), dns); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = admin.Delete(t.Context(), dns) }) //nolint:usetesting // the context has ended by then on purpose
+	refused("another key", "and no other", func() error { return patch(agent, dns, `{"data":{"theirs.override":"errors"}}`) })
+	refused("another directive", "rewrites names of hosts", func() error { return patch(agent, dns, `{"data":{"ambit-segments.override":"forward . 192.0.2.1\n"}}`) })
+	if err := patch(agent, dns, `{"data":{"ambit-segments.override":"rewrite name exact a.mesh.internal a.b.svc.cluster.local\n"}}`); err != nil {
+		t.Errorf("its own key: %v", err)
+	}
 }
