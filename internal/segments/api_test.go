@@ -141,7 +141,9 @@ func TestTakesBackOnlyItsOwn(t *testing.T) {
 	if _, err := f.dns().Create(t.Context(), foreign, metav1.CreateOptions{FieldManager: "somebody"}); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = f.dns().Delete(context.WithoutCancel(t.Context()), "coredns-custom", metav1.DeleteOptions{}) })
+	t.Cleanup(func() {
+		_ = f.dns().Delete(context.WithoutCancel(t.Context()), "coredns-custom", metav1.DeleteOptions{})
+	})
 	data := func(want map[string]string) {
 		t.Helper()
 		var got map[string]string
@@ -156,8 +158,10 @@ func TestTakesBackOnlyItsOwn(t *testing.T) {
 		}
 		t.Fatal(cmp.Diff(want, got))
 	}
-	order := mesh.SegmentOrder{Complete: true, Services: []mesh.SegmentService{f.wanted("global"), f.wanted("plain"), f.wanted("refused"), f.wanted("stub", mesh.ServicePort{Name: "http", Number: 80}), f.wanted("taken", mesh.ServicePort{Number: 80})},
-		Hosts: []mesh.SegmentHost{{Host: "web.mesh.internal", Service: f.app + "/plain", Target: "plain." + f.app + ".svc.cluster.local"}}}
+	order := mesh.SegmentOrder{
+		Complete: true, Services: []mesh.SegmentService{f.wanted("global"), f.wanted("plain"), f.wanted("refused"), f.wanted("stub", mesh.ServicePort{Name: "http", Number: 80}), f.wanted("taken", mesh.ServicePort{Number: 80})},
+		Hosts: []mesh.SegmentHost{{Host: "web.mesh.internal", Service: f.app + "/plain", Target: "plain." + f.app + ".svc.cluster.local"}},
+	}
 	f.order(order)
 	f.labels("plain", map[string]string{"app": "web", mesh.LabelGlobal: "true"})
 	stub := map[string]string{mesh.LabelStub: "true", mesh.LabelGlobal: "true"}

@@ -142,7 +142,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 		}
 		switch young := time.Since(since) < hurry; {
 		case order == nil && err == nil:
-			timer.Reset(quiet)
+			// nothing is to be done before an order comes
 		case young && err == nil:
 			timer.Reset(soon)
 		case err != nil || k.unsettled():
@@ -231,7 +231,7 @@ func (k *Keeper) takeBack(ctx context.Context, order *mesh.SegmentOrder, keepDNS
 			continue
 		}
 		if err := k.release(ctx, key); err != nil {
-			failed = fmt.Errorf("Service %s: take the Segment's label back: %w", key, err)
+			failed = fmt.Errorf("take the label of Segments back from Service %s: %w", key, err)
 			continue
 		}
 		gone = append(gone, key)
