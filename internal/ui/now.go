@@ -10,6 +10,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	networkingv2alpha1 "ambitmesh.dev/ambit/api/networking/v2alpha1"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/audit"
 	"ambitmesh.dev/ambit/internal/topology"
@@ -123,6 +124,9 @@ func nowOf(w *World, view *topology.View, changes []Change, at time.Time) Now {
 	}
 	for i := range w.Policies {
 		problems = append(problems, policyProblems(&w.Policies[i])...)
+	}
+	for i := range w.Segments {
+		problems = append(problems, segmentProblems(&w.Segments[i])...)
 	}
 	if view != nil {
 		problems = append(problems, trafficProblems(view)...)
@@ -296,6 +300,16 @@ func policyProblems(p *securityv2.AccessPolicy) []Problem {
 		text += ": " + why
 	}
 	return []Problem{{Severity: worst, What: "policy " + p.Namespace + "/" + p.Name, Page: "/policies/" + p.Namespace + "/" + p.Name, Text: text, Since: since}}
+}
+
+func segmentProblems(g *networkingv2alpha1.Segment) []Problem {
+	for _, c := range g.Status.Conditions {
+		if c.Status == metav1.ConditionFalse {
+			since := c.LastTransitionTime.UTC()
+			return []Problem{{Severity: Warning, What: "segment " + g.Namespace + "/" + g.Name, Page: "/segments?q=" + g.Name, Text: sentence(c.Type, c.Message), Since: &since}}
+		}
+	}
+	return nil
 }
 
 func few(names []string) string {

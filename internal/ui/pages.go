@@ -171,6 +171,19 @@ func (s *server) policy(r *http.Request) (any, error) {
 	return nil, notFound("there is no AccessPolicy " + r.PathValue("namespace") + "/" + r.PathValue("name"))
 }
 
+func (s *server) segments(r *http.Request) (any, error) {
+	w, err := s.World(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	l := List[Segment]{At: s.minute(), Items: []Segment{}}
+	for i := range w.Segments {
+		g := &w.Segments[i]
+		l.Items = append(l.Items, Segment{objectOf(&g.ObjectMeta), g.Spec, g.Status})
+	}
+	return l, nil
+}
+
 // atOf reads the time a page is asked about; zero: now.
 func atOf(r *http.Request) (time.Time, error) {
 	text := r.URL.Query().Get("at")
@@ -348,6 +361,9 @@ func (s *server) signatures(ctx context.Context) map[string]string {
 		}
 		sum("clusters", len(w.Clusters), func(i int) string { return w.Clusters[i].Name + "@" + w.Clusters[i].ResourceVersion })
 		sum("trust", len(w.Trust), func(i int) string { return w.Trust[i].Name + "@" + w.Trust[i].ResourceVersion })
+		sum("segments", len(w.Segments), func(i int) string {
+			return w.Segments[i].Namespace + "/" + w.Segments[i].Name + "@" + w.Segments[i].ResourceVersion
+		})
 		sum("policies", len(w.Policies), func(i int) string {
 			return w.Policies[i].Namespace + "/" + w.Policies[i].Name + "@" + w.Policies[i].ResourceVersion
 		})

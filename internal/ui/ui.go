@@ -64,7 +64,7 @@ func Handler(ctx context.Context, c Config) http.Handler {
 	mux := http.NewServeMux()
 	for path, page := range map[string]func(r *http.Request) (any, error){
 		"about": s.about, "now": s.now, "clusters": s.clusters, "clusters/{name}": s.cluster, "trust": s.trust, "policies": s.policies, "policies/{namespace}/{name}": s.policy,
-		"topology": s.topology, "edges/{id...}": s.edge, "telemetry": s.telemetry, "traces": s.traces, "traces/{id}": s.trace, "audit": s.records,
+		"segments": s.segments, "topology": s.topology, "edges/{id...}": s.edge, "telemetry": s.telemetry, "traces": s.traces, "traces/{id}": s.trace, "audit": s.records,
 	} {
 		mux.HandleFunc("GET /api/v1/"+path, s.json(page))
 	}

@@ -72,7 +72,7 @@ func TestPages(t *testing.T) {
 	srv := serve(t, nil)
 	for path, want := range map[string]string{
 		"about": `"version":"2.12.0"`, "now": `"verdict":"`, "clusters": `"registeredBy":"jane.doe@bank.example.com"`, "clusters/cluster-1": `"istiods":[`, "trust": `"role":"Active"`,
-		"policies": `"state":"Drifted"`, "policies/billing/billing-allow-payments": `"spec":{`, "topology": `"level":"namespace"`, "topology?level=service": `"names":[`, "telemetry": `"l4Only":`,
+		"policies": `"state":"Drifted"`, "policies/billing/billing-allow-payments": `"spec":{`, "topology": `"level":"namespace"`, "topology?level=service": `"names":[`, "telemetry": `"l4Only":`, "segments": `"hosts":["productpage.bookinfo.mesh.internal"]`,
 		"traces?errors": `"errors":1`, "traces/00000000000000000000000000000004": `"transits":[`,
 		"audit?name=cluster-1": `"act":"cluster.registered"`,
 	} {

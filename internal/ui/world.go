@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	networkingv2alpha1 "ambitmesh.dev/ambit/api/networking/v2alpha1"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 )
 
@@ -19,6 +20,7 @@ type World struct {
 	Clusters []adminv2.KubernetesCluster
 	Trust    []adminv2.RootTrustPolicy
 	Policies []securityv2.AccessPolicy
+	Segments []networkingv2alpha1.Segment
 }
 
 // Read reads a World from a cache.
@@ -26,18 +28,22 @@ func Read(ctx context.Context, r client.Reader, namespace string) (*World, error
 	var clusters adminv2.KubernetesClusterList
 	var trust adminv2.RootTrustPolicyList
 	var policies securityv2.AccessPolicyList
+	var segments networkingv2alpha1.SegmentList
 	for _, l := range []struct {
 		list client.ObjectList
 		opts []client.ListOption
-	}{{&clusters, []client.ListOption{client.InNamespace(namespace)}}, {&trust, []client.ListOption{client.InNamespace(namespace)}}, {&policies, nil}} {
+	}{{&clusters, []client.ListOption{client.InNamespace(namespace)}}, {&trust, []client.ListOption{client.InNamespace(namespace)}}, {&policies, nil}, {&segments, nil}} {
 		if err := r.List(ctx, l.list, append(l.opts, client.UnsafeDisableDeepCopy)...); err != nil {
 			return nil, fmt.Errorf("read what the API server has: %w", err)
 		}
 	}
-	w := &World{Clusters: slices.Clone(clusters.Items), Trust: slices.Clone(trust.Items), Policies: slices.Clone(policies.Items)}
+	w := &World{Clusters: slices.Clone(clusters.Items), Trust: slices.Clone(trust.Items), Policies: slices.Clone(policies.Items), Segments: slices.Clone(segments.Items)}
 	slices.SortFunc(w.Clusters, func(a, b adminv2.KubernetesCluster) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(w.Trust, func(a, b adminv2.RootTrustPolicy) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(w.Policies, func(a, b securityv2.AccessPolicy) int {
+		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
+	})
+	slices.SortFunc(w.Segments, func(a, b networkingv2alpha1.Segment) int {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)
 	})
 	return w, nil
@@ -96,4 +102,11 @@ type Policy struct {
 
 func policyOf(p *securityv2.AccessPolicy) Policy {
 	return Policy{Object: objectOf(&p.ObjectMeta), Status: p.Status}
+}
+
+// Segment is a global Service and how it stands in each cluster.
+type Segment struct {
+	Object
+	Spec   networkingv2alpha1.SegmentSpec   `json:"spec"`
+	Status networkingv2alpha1.SegmentStatus `json:"status"`
 }

@@ -52,7 +52,7 @@ const shown = ['now', 'map', 'trust', 'trace']
 const pages = [
   ['/', 'now', 'Problems'], ['/map?level=service', 'map', 'Map'], ['/services', 'services', 'Services'], ['/clusters', 'clusters', 'Clusters'], ['/clusters/cluster-1', 'cluster', 'Membership'],
   ['/trust', 'trust', 'What ends first'], ['/policies', 'policies', 'Policies'], ['/policies/billing/billing-allow-payments', 'policy', 'Who may call'], ['/audit', 'audit', 'To keep, and to prove'],
-  ['/traces', 'traces', 'Traces'], ['/traces/00000000000000000000000000000004', 'trace', 'Trace'],
+  ['/segments', 'segments', 'gloo-mesh/productpage-global'], ['/traces', 'traces', 'Traces'], ['/traces/00000000000000000000000000000004', 'trace', 'Trace'],
   ['/telemetry', 'telemetry', 'Telemetry: what can we not see?'],
 ]
 

@@ -5,6 +5,7 @@ import { ClusterPage, ClustersPage } from './pages/clusters'
 import { MapPage } from './pages/map'
 import { NowPage } from './pages/now'
 import { PoliciesPage, PolicyPage } from './pages/policies'
+import { SegmentsPage } from './pages/segments'
 import { ServicesPage } from './pages/services'
 import { TelemetryPage } from './pages/telemetry'
 import { TracePage, TracesPage } from './pages/traces'
@@ -36,6 +37,7 @@ const tree = root.addChildren([
   at('/trust', TrustPage, filtered),
   at('/policies', PoliciesPage, filtered),
   at('/policies/$namespace/$name', PolicyPage, () => ({})),
+  at('/segments', SegmentsPage, filtered),
   at('/audit', AuditPage, (s): AuditSearch => ({
     name: text(s.name), cluster: text(s.cluster), user: text(s.user), act: text(s.act), object: text(s.object), from: text(s.from), to: text(s.to),
     before: whole(s.before), n: whole(s.n),

@@ -10,7 +10,7 @@ import type { About, Cluster, List, Policy } from './lib/types'
 
 const pages = [
   { to: '/', name: 'Now', key: 'n' }, { to: '/map', name: 'Map', key: 'm' }, { to: '/services', name: 'Services', key: 's' }, { to: '/traces', name: 'Traces', key: 't' }, { to: '/clusters', name: 'Clusters', key: 'c' },
-  { to: '/trust', name: 'Trust', key: 'r' }, { to: '/policies', name: 'Policies', key: 'p' }, { to: '/audit', name: 'Audit', key: 'a' }, { to: '/telemetry', name: 'Telemetry', key: 'e' },
+  { to: '/trust', name: 'Trust', key: 'r' }, { to: '/policies', name: 'Policies', key: 'p' }, { to: '/segments', name: 'Segments', key: 'l' }, { to: '/audit', name: 'Audit', key: 'a' }, { to: '/telemetry', name: 'Telemetry', key: 'e' },
 ] as const
 
 const keys: [string, string][] = [

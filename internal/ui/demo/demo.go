@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	adminv2 "ambitmesh.dev/ambit/api/admin/v2"
+	networkingv2alpha1 "ambitmesh.dev/ambit/api/networking/v2alpha1"
 	securityv2 "ambitmesh.dev/ambit/api/security/v2"
 	"ambitmesh.dev/ambit/internal/audit"
 	"ambitmesh.dev/ambit/internal/topology"
@@ -73,7 +74,7 @@ func (m *Mesh) Run(ctx context.Context) {
 // World is what the API server would have: heartbeats go on.
 func (m *Mesh) World(context.Context) (*ui.World, error) {
 	now := m.now().Truncate(time.Minute).Add(-time.Second)
-	return &ui.World{Clusters: clusters(m.names, now), Trust: trust(m.names, now), Policies: policies(m.names, now)}, nil
+	return &ui.World{Clusters: clusters(m.names, now), Trust: trust(m.names, now), Policies: policies(m.names, now), Segments: segments(m.names, now)}, nil
 }
 
 // Log is the audit log.
@@ -197,6 +198,21 @@ func policies(names []string, now time.Time) []securityv2.AccessPolicy {
 		one("catalog", "catalog-readers", omar, 90*day, []string{"cluster.local/ns/storefront/sa/api", "cluster.local/ns/storefront/sa/web"}, ok, drifted, ok),
 		one("payments", "payments-callers", omar, 31*day, []string{"cluster.local/ns/storefront/sa/checkout"}),
 	}
+}
+
+func segments(names []string, now time.Time) []networkingv2alpha1.Segment {
+	g := networkingv2alpha1.Segment{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "productpage-global", CreationTimestamp: *ago(now, 20*day), Generation: 1}}
+	g.Spec.Hosts = []string{"productpage.bookinfo.mesh.internal"}
+	g.Spec.Selector = networkingv2alpha1.SegmentSelector{Namespace: "bookinfo", Labels: map[string]string{"app": "productpage"}}
+	g.Spec.Ports = []networkingv2alpha1.SegmentPort{{Number: 9080, Protocol: "HTTP"}}
+	for i, n := range names {
+		c := networkingv2alpha1.SegmentClusterStatus{Name: n, Services: []string{"bookinfo/productpage"}, Labelled: true, Programmed: true, Endpoints: int32(len(names)), VIP: fmt.Sprintf("10.96.40.%d", 20+i)} //nolint:gosec // few
+		if i == 2 {
+			c.Programmed, c.Message = false, "its agent is away: last seen to serve it 4 minutes ago"
+		}
+		g.Status.Clusters = append(g.Status.Clusters, c)
+	}
+	return []networkingv2alpha1.Segment{g}
 }
 
 // log is an audit log that nobody keeps.

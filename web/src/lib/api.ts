@@ -32,7 +32,7 @@ export function useApi<T>(path: string, options: { enabled?: boolean; every?: nu
 }
 
 const shows: Record<string, string[]> = {
-  clusters: ['clusters', 'trust', 'now', 'telemetry'], trust: ['trust', 'now'], policies: ['policies', 'now'], topology: ['topology', 'edges', 'now', 'telemetry', 'services'],
+  clusters: ['clusters', 'trust', 'now', 'telemetry'], trust: ['trust', 'now'], policies: ['policies', 'now'], segments: ['segments', 'now'], topology: ['topology', 'edges', 'now', 'telemetry', 'services'],
 }
 
 export type Live = 'live' | 'away'

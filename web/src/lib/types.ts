@@ -95,3 +95,8 @@ export interface Trace {
   id: string; start: string; duration: number; raw?: boolean; spans: Placed[]; transits?: { parent: number; child: number; out: number; back: number; path: string; rtt?: number }[]
   clusters: { cluster: string; offset: number; error: number; known: boolean; spans: number; shifted: number }[]; errors?: number; truncated?: number; notes?: string[]
 }
+
+export interface Segment extends KubeObject {
+  spec: { hosts?: string[]; selector: { namespace?: string; labels?: Record<string, string> }; ports?: { number: number; protocol?: string }[] }
+  status: { conditions?: Condition[]; clusters?: { name: string; services?: string[]; labelled: boolean; programmed: boolean; endpoints?: number; vip?: string; message?: string }[] }
+}
