@@ -156,3 +156,46 @@ func TestEvents(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// TestEventsAreKept: an Event that is to last is there again after its life has ended, says the time that it always said, and costs a write every 20 minutes.
+func TestEventsAreKept(t *testing.T) {
+	c := kubetest.Client(t, kubetest.Start(t))
+	ns := kubetest.Namespace(t, c)
+	kc := &adminv2.KubernetesCluster{ObjectMeta: metav1.ObjectMeta{Name: "prod-eu-west-3", Namespace: ns}}
+	if err := c.Create(t.Context(), kc); err != nil {
+		t.Fatal(err)
+	}
+	registered := noon.Add(-240 * 24 * time.Hour)
+	e := report.NewEvents(c, "gloo-mesh-mgmt-server")
+	there := func() []corev1.Event {
+		t.Helper()
+		var list corev1.EventList
+		if err := c.List(t.Context(), &list, client.InNamespace(ns), client.MatchingFields{"involvedObject.name": "prod-eu-west-3"}); err != nil {
+			t.Fatal(err)
+		}
+		return list.Items
+	}
+	versions := map[string]bool{}
+	for minute := range 120 {
+		if minute == 60 { // its life has ended
+			for _, ev := range there() {
+				if err := c.Delete(t.Context(), &ev); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := e.Keep(t.Context(), kc, "Registered", "Registered by jane.doe@bank.example.com", registered, noon.Add(time.Duration(minute)*time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		for _, ev := range there() {
+			versions[ev.ResourceVersion] = true
+		}
+	}
+	all := there()
+	if len(all) != 1 || all[0].Message != "Registered by jane.doe@bank.example.com" || !all[0].FirstTimestamp.Time.Equal(registered) || !all[0].LastTimestamp.Time.Equal(registered) || all[0].Count != 1 {
+		t.Errorf("%+v", all)
+	}
+	if len(versions) < 5 || len(versions) > 7 {
+		t.Errorf("%d writes in two hours", len(versions))
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 )
@@ -24,14 +25,21 @@ type Events struct {
 
 	mu   sync.Mutex
 	last map[string]time.Time // by Event name
+	kept map[string]time.Time // when an Event is to be kept again, by name
 }
+
+// KeepEvery is how often an Event that is to last is written to: well within the shortest life that API servers give Events in practice.
+const KeepEvery = 20 * time.Minute
+
+// annotationKept says when an Event was kept; what it tells is older.
+const annotationKept = "admin.gloo.solo.io/kept-at"
 
 // EventsEvery is how often one Event may be repeated.
 const EventsEvery = time.Minute
 
 // NewEvents returns Events written in the name of component.
 func NewEvents(c client.Client, component string) *Events {
-	return &Events{client: c, component: component, every: EventsEvery, last: map[string]time.Time{}}
+	return &Events{client: c, component: component, every: EventsEvery, last: map[string]time.Time{}, kept: map[string]time.Time{}}
 }
 
 // Once writes an Event that exists at most once for this object's life; calling it again changes nothing.
@@ -41,6 +49,39 @@ func (e *Events) Once(ctx context.Context, about client.Object, reason, message 
 		return err
 	}
 	if err := e.client.Create(ctx, ev); err != nil && !errors.IsAlreadyExists(err) {
+		return fmt.Errorf("event %s on %s: %w", reason, about.GetName(), err)
+	}
+	return nil
+}
+
+// Keep sees to it that an Event of Once does not vanish with its time to live (an hour, unless --event-ttl says otherwise): it is made again as it was, or written to, which starts its life
+// anew. Call it as often as you like: it asks once in KeepEvery and Event, and when it is first called for one, some time within the half of that, so that a server that starts does not write a
+// thousand at once.
+func (e *Events) Keep(ctx context.Context, about client.Object, reason, message string, at, now time.Time) error {
+	ev, err := e.event(about, corev1.EventTypeNormal, reason, reason, message, at)
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	due, known := e.kept[ev.Name]
+	if !known {
+		sum := sha256.Sum256([]byte(ev.Name))
+		due = now.Add(KeepEvery / 2 * time.Duration(sum[0]) / 256)
+		e.kept[ev.Name] = due
+	}
+	if now.Before(due) {
+		e.mu.Unlock()
+		return nil
+	}
+	e.kept[ev.Name] = now.Add(KeepEvery)
+	e.mu.Unlock()
+	ev.Annotations = map[string]string{annotationKept: now.UTC().Format(time.RFC3339)}
+	err = e.client.Create(ctx, ev)
+	if errors.IsAlreadyExists(err) {
+		was := &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: ev.Namespace, Name: ev.Name}}
+		err = client.IgnoreNotFound(e.client.Patch(ctx, was, client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"annotations":{"`+annotationKept+`":"`+ev.Annotations[annotationKept]+`"}}}`))))
+	}
+	if err != nil {
 		return fmt.Errorf("event %s on %s: %w", reason, about.GetName(), err)
 	}
 	return nil

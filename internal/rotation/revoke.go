@@ -276,8 +276,9 @@ func (k *Keeper) remember(ctx context.Context, p *mesh.RootTrustPolicy, more []r
 	}
 	for _, r := range more {
 		k.cfg.Record(audit.Record{
-			At: now, Act: audit.TrustChanged, User: r.By, Cluster: string(r.Cluster), Policy: p.Source.Namespace + "/" + p.Source.Name, Object: "intermediate " + r.Slot + " of cluster " + string(r.Cluster),
-			Detail: fmt.Sprintf("revoked: serial number %s, SHA-256 %s under root %s, because %q", r.Serial, r.Signer, r.Root, r.Why),
+			At: now, Act: audit.CertificateRevoked, Source: "rotation", User: r.By, Cluster: string(r.Cluster), Policy: p.Source.Namespace + "/" + p.Source.Name, Object: "intermediate " + r.Slot + " of cluster " + string(r.Cluster),
+			Certificate: &audit.Certificate{Serial: r.Serial, Subject: r.Subject, Fingerprint: r.Signer.String(), NotAfter: r.NotAfter.UTC().Format(time.RFC3339), Requester: r.By},
+			Detail:      fmt.Sprintf("revoked under root %s, because %q", r.Root, r.Why),
 		})
 	}
 	k.Ring()

@@ -75,6 +75,10 @@ func (s *server) auditList(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) auditHead(w http.ResponseWriter, r *http.Request) {
+	if err := s.asked(r.Context(), audit.LogRead, r); err != nil {
+		http.Error(w, "not answered, as the question can't be put on record: "+err.Error(), http.StatusServiceUnavailable)
+		return
+	}
 	key, err := s.audit.Key(r.Context())
 	var head []byte
 	if err == nil {

@@ -93,6 +93,10 @@ func (r *reporter) say(ctx context.Context, kc *adminv2.KubernetesCluster, last,
 		if err := r.events.Once(ctx, kc, adminv2.EventRegistered, "Registered by "+next.RegisteredBy, next.RegisteredAt.Time); err != nil {
 			return err
 		}
+	} else if next.RegisteredBy != "" && next.RegisteredAt != nil { // months later, too: kubectl get events
+		if err := r.events.Keep(ctx, kc, adminv2.EventRegistered, "Registered by "+next.RegisteredBy, next.RegisteredAt.Time, now); err != nil {
+			return err
+		}
 	}
 	c := mesh.ClusterName(kc.Name)
 	if s.LastRefusal != nil && s.LastRefusalAt.After(r.refused[c]) {

@@ -23,7 +23,7 @@ func (m *Mesh) spans(n int) (traces.TraceID, []traces.Span) {
 	var out []traces.Span
 	add := func(parent byte, cluster int, ns, service, name string, kind traces.Kind, at, took time.Duration, failed bool) byte {
 		s := traces.Span{Trace: id, Cluster: clusters[cluster], Namespace: ns, Service: service, Name: name, Kind: kind, Start: start.Add(at + []time.Duration{0, 0, skew}[cluster]), Duration: took, Error: failed}
-		s.ID[7], s.Parent[7] = byte(len(out)+1), parent
+		s.ID[7], s.Parent[7] = byte(len(out)+1), parent //nolint:gosec // six of them
 		s.Attributes = []traces.Attribute{{Key: "http.request.method", Value: "GET"}, {Key: "k8s.namespace.name", Value: ns}}
 		if failed {
 			s.Status = "upstream connect error or disconnect/reset before headers"
