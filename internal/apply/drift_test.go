@@ -168,7 +168,7 @@ func TestRefusal(t *testing.T) {
 
 // An override that can't be read suspends nothing, and what is read is held no longer than it says.
 func FuzzHold(f *testing.F) {
-	for _, until := range []string{"2026-11-23T05:00:00Z", "2026-11-23T05:00:00.5+02:00", "tomorrow", "", "9999-12-31T23:59:59Z", "0000-01-01T00:00:00Z"} {
+	for _, until := range []string{"2026-11-23T05:00:00Z", "2026-11-23T05:00:00.5+02:00", "2026-11-23T05:00:00.5+02:20", "tomorrow", "", "9999-12-31T23:59:59Z", "0000-01-01T00:00:00Z"} {
 		f.Add([]byte(fmt.Sprintf(`{"apiVersion":"security.istio.io/v1","kind":"AuthorizationPolicy","metadata":{"name":"a","namespace":"b","labels":{"owner.gloo.solo.io/name":"gloo-mesh"},`+
 			`"annotations":{"gloo.solo.io/override-until":%q,"gloo.solo.io/override-reason":"INC-1"}},"spec":{"action":"ALLOW"}}`, until)))
 	}

@@ -40,7 +40,7 @@ func holdOf(manifest []byte) hold {
 	if err != nil {
 		return hold{}
 	}
-	return hold{until: until, reason: m.Metadata.Annotations[securityv2.AnnotationHoldReason]}
+	return hold{until: until.UTC(), reason: m.Metadata.Annotations[securityv2.AnnotationHoldReason]}
 }
 
 // withoutHold takes the annotations of a hold out of a manifest: they are written by holdManager, and are no part of what is compared.

@@ -144,10 +144,10 @@ func (s *site) direct(d mesh.TrustDirective) {
 
 func (s *site) within(what string, ok func() bool) {
 	s.t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
-			s.t.Fatalf("%s: not within 15 s; state: %s", what, s.state())
+			s.t.Fatalf("%s: not within a minute; state: %s", what, s.state())
 		}
 		time.Sleep(20 * time.Millisecond)
 	}

@@ -3,6 +3,7 @@ package cacerts
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -47,6 +48,7 @@ func (p *pass) restart() {
 	}
 	p.wait = min(p.wait, pollRestart)
 	all, err := p.workloads()
+	listed := time.Now() // not when the pass began: a probe that began meanwhile may have met a replica from before
 	if err != nil {
 		p.problem(err)
 		p.state.Restarted.Doing = "can't see what there is to restart"
@@ -56,7 +58,7 @@ func (p *pass) restart() {
 	s := next(order, done, all, evidenceOf(p.observed, p.began, p.d, p.state.Signer), m)
 	if _, seen := m.rolled[order.Istiod]; s.rolled && !seen {
 		clear(m.rolled) // of earlier tokens
-		m.rolled[order.Istiod] = p.now
+		m.rolled[order.Istiod] = listed
 		p.k.cfg.Changed() // have it looked at
 	}
 	p.state.Restarted.Doing = s.doing
