@@ -24,7 +24,7 @@ finish verify
 start unit make --no-print-directory unit
 start lab-test make --no-print-directory lab-test
 finish unit
-start fuzz hack/fuzz.sh 4s
+start fuzz hack/fuzz.sh 2s
 finish lab-test
 start ui-test make --no-print-directory ui-test
 finish fuzz
